@@ -16,9 +16,11 @@ from ema_cli.cli.options import (
     WRITE,
     ClockKey,
     Copy,
+    Drop,
     Dtype,
     EpochLength,
     Exclude,
+    LikeInput,
     MaxShardSize,
     MergeInto,
     NameClock,
@@ -175,25 +177,8 @@ class FormOptions:
     ] = False
     max_shard_size: MaxShardSize = None
     dtype: Dtype = None
-
-    like_input: Annotated[
-        bool,
-        Option(
-            "--like-input",
-            help="Write the newest checkpoint over again, file or folder, with averages in the place of its weights: "
-            "its trainer goes on from it.",
-            rich_help_panel=WRITE,
-        ),
-    ] = False
-    drop: Annotated[
-        str | None,
-        Option(
-            metavar="WHAT",
-            autocompletion=offer("optimizer"),
-            help="With --like-input: 'optimizer' leaves out the optimizer's state. Default: it stays the newest's.",
-            rich_help_panel=WRITE,
-        ),
-    ] = None
+    like_input: LikeInput = False
+    drop: Drop = None
     exact_lora: Annotated[
         int | None,
         Option(

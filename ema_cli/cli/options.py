@@ -83,6 +83,24 @@ OUTPUT_FORMS = (
     "NAME.safetensors or NAME.pt for one file, of Lightning's runs also NAME.ckpt; a name without suffix for a folder; "
     "dcp:NAME for a folder that torch.distributed.checkpoint loads; each in a bucket, too: s3://bucket/NAME."
 )
+LikeInput = Annotated[
+    bool,
+    Option(
+        "--like-input",
+        help="Write the newest checkpoint over again, file or folder, with averages in the place of its weights: "
+        "its trainer goes on from it.",
+        rich_help_panel=WRITE,
+    ),
+]
+Drop = Annotated[
+    str | None,
+    Option(
+        metavar="WHAT",
+        autocompletion=offer("optimizer"),
+        help="With --like-input: 'optimizer' leaves out the optimizer's state. Default: it stays the newest's.",
+        rich_help_panel=WRITE,
+    ),
+]
 Force = Annotated[
     bool,
     Option(

@@ -11,15 +11,18 @@ from typer import Argument, Option
 from ema_cli.cli.option_groups import ModelOptions
 from ema_cli.cli.options import (
     LAW,
+    OUTPUT_FORMS,
     WATCHING,
     WRITE,
     Anonymous,
     AsJson,
     ClockKey,
     Copy,
+    Drop,
     Dtype,
     EpochLength,
     Exclude,
+    LikeInput,
     MaxMemory,
     MaxShardSize,
     NameClock,
@@ -145,10 +148,11 @@ class WatchOptions:
     """Keep averages up to date while a training runs, so that its checkpoints may be deleted."""
 
     EXAMPLES: ClassVar[str] = """\
-Examples: beside a training; one step, for cron or a trainer's hook
+Examples: beside a training; one step, for cron or a trainer's hook; averages that its trainer loads as its own
 
   ema-cli watch ckpts/ --half-life 500ba --half-life 2000ba -o averages
   ema-cli watch ckpts/ --half-life 500ba -o average --once
+  ema-cli watch ckpts/ --half-life 500ba -o latest --like-input
 
 Each checkpoint is folded once, when it is complete. OUT.watch holds what is needed to go on: the averages in float32, \
 as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second one ends at once."""
@@ -173,14 +177,15 @@ as EMA.store writes them. Ctrl-C and SIGTERM publish what is folded; a second on
             "--output",
             "-o",
             metavar="PATH",
-            help="NAME.safetensors or NAME.pt for one file, a name without suffix for a folder; each in a bucket, too: "
-            "s3://bucket/NAME. Of several half-lives a folder for all, or a pattern as in averages/ema-{half_life}. "
+            help=OUTPUT_FORMS + " Of several half-lives a folder for all, or a pattern as in averages/ema-{half_life}. "
             "Default: ema-watched.",
             rich_help_panel=WRITE,
         ),
     ] = None
     max_shard_size: MaxShardSize = None
     dtype: Dtype = None
+    like_input: LikeInput = False
+    drop: Drop = None
     anonymous: Anonymous = False
     no_cache: NoCache = False
     threads: Threads = None

@@ -12,17 +12,20 @@ from ema_cli.storage.source import ByteSource
 class SpecsOnly:
     """Specs without tensors; `Tensors`."""
 
-    def __init__(self, specs: Mapping[str, TensorSpec], shards: Mapping[str, str]) -> None:
-        """Take the specs, and the file that holds each tensor, where that is known."""
+    def __init__(
+        self, specs: Mapping[str, TensorSpec], shards: Mapping[str, str], ties: Mapping[str, str] | None = None
+    ) -> None:
+        """Take the specs; where known, the file that held each tensor, and the names tied to others, each with one."""
         self.specs = specs
         self._shards = shards
+        self._ties = ties or {}
 
     def share(self, other: Tensors) -> None:
         """Do nothing: all have one table."""
 
     def place(self, name: str) -> Hashable:
-        """Return the name: nothing is known of ties."""
-        return name
+        """Return the name that a tensor is tied to, else its own."""
+        return self._ties.get(name, name)
 
     def locate(self, name: str) -> tuple[ByteSource, int] | None:
         """Return None: it is in no file."""

@@ -6,11 +6,18 @@ alone. The tie is in the file, so both are of one model.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ema_cli.checkpoint import Checkpoint, Tensors
 from ema_cli.formats.trainers.prefixes import Renamed
+
+
+def tied_to(tensors: Tensors, names: Iterable[str]) -> dict[str, str]:
+    """Return those of some names that have their bytes from another one before them, each with the first such."""
+    first: dict[Hashable, str] = {}
+    leaders = {name: first.setdefault(_place(tensors, name), name) for name in names}
+    return {name: leader for name, leader in leaders.items() if leader != name}
 
 
 def known_by_tie(one: Tensors, other: Tensors) -> Mapping[str, str]:

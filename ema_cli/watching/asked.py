@@ -22,6 +22,9 @@ from ema_cli.writing.target import Target
 SETTLE, EVERY, PATIENCE = 10.0, 10.0, 600.0
 """Seconds: between two equal looks at a checkpoint, between two looks at the folder, for one that is not complete."""
 
+WHOLE = "whole"
+"""In what decides an average: that its newest checkpoint is kept as a whole. A watch without that has not kept it."""
+
 _SUFFIX = ".watch"
 _HALF_LIFE = "{half_life}"
 
@@ -93,11 +96,6 @@ class Asked:
             if time is not None and not 0 < time.value < math.inf:
                 raise UsageError(f"{time} is no training time between two", option=name, hint="as 1000ba")
         _check_pattern(self.target.path)
-        if self.output.like_input or self.target.is_lightning:
-            raise UsageError(
-                "a checkpoint that its trainer loads holds more than weights, and the newest may be deleted by then",
-                hint=f"write weights: {option('o', 'averages')}, or NAME.safetensors, or NAME.pt",
-            )
         for name in ("allow_non_finite", "exact_lora"):
             if getattr(self.output, name):
                 raise UsageError("is for one average of all checkpoints, afterwards", option=name, hint="leave it out")
@@ -120,6 +118,11 @@ class Asked:
         name = target.path.name.replace(_HALF_LIFE, self.recipes[0].law.name)
         return Target(target.path.with_name(name), target.is_folder)
 
+    @property
+    def keeps_whole(self) -> bool:
+        """Return whether the newest checkpoint is kept as a whole: the output takes more of it than its weights."""
+        return self.output.like_input or self.target.is_lightning
+
     def what(self) -> dict[str, Any]:
         """Return what decides an average, as JSON has it: a watch goes on with the same only."""
         read = self.opened.read
@@ -134,6 +137,7 @@ class Asked:
             "keep_prefix": read.keep_prefix,
             "masters": read.masters,
             "copy": list(read.copy),
+            **({WHOLE: True} if self.keeps_whole else {}),
         }
 
 

@@ -10,6 +10,7 @@ from ema_cli.checkpoint import AdapterSettings, Checkpoint, Pretrained, Progress
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES
 from ema_cli.runs.specs_only import SpecsOnly
+from ema_cli.runs.ties import tied_to
 from ema_cli.storage.location import location, walk
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.watching.past import Past
@@ -26,16 +27,18 @@ class Form:
         shards: the file that holds each tensor, where there are several.
         pretrained: set where a folder is written that `from_pretrained` loads; its side files are kept.
         adapter: settings of an adapter.
+        ties: names that had their bytes from another one in all checkpoints, each with that.
     """
 
     specs: Mapping[str, TensorSpec]
     shards: Mapping[str, str]
     pretrained: Pretrained | None
     adapter: AdapterSettings
+    ties: Mapping[str, str]
 
     def stand_ins(self, past: Sequence[Past], root: Path) -> list[Checkpoint]:
         """Return a stand-in for each checkpoint that was folded: its clocks, with the specs of the newest."""
-        tensors = SpecsOnly(self.specs, self.shards)
+        tensors = SpecsOnly(self.specs, self.shards, self.ties)
         return [
             Checkpoint(
                 one.name,
@@ -52,12 +55,13 @@ class Form:
         ]
 
 
-def describe(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint, renamed: Mapping[str, str], before: Checkpoint | None) -> dict[str, Any]:
     """Return what a checkpoint says of the output, besides the specs of its tensors, as JSON has it.
 
     Args:
         checkpoint: the one that is folded.
         renamed: of a model inside a file, whose configuration is in it: the names that load, by those in the file.
+        before: the stand-in for one that was folded before; None for the first.
     """
     specs, pretrained = checkpoint.tensors.specs, checkpoint.pretrained
     narrow: dict[str, list[str]] = {}
@@ -79,6 +83,11 @@ def describe(checkpoint: Checkpoint, renamed: Mapping[str, str]) -> dict[str, An
         "adapter": {
             "values": dict(checkpoint.adapter.values),
             "headers": {folder: dict(header) for folder, header in checkpoint.adapter.headers.items()},
+        },
+        "ties": {
+            name: other
+            for name, other in tied_to(checkpoint.tensors, specs).items()
+            if before is None or before.tensors.place(name) == before.tensors.place(other)
         },
     }
 
@@ -125,4 +134,5 @@ def form_of(newest: Mapping[str, Any], average: Checkpoint, side_files: Path) ->
         shards if isinstance(shards, dict) else dict.fromkeys(specs, str(shards)),
         pretrained,
         AdapterSettings(adapter["values"], adapter["headers"]),
+        dict(newest.get("ties", {})),
     )

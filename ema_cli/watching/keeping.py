@@ -23,6 +23,7 @@ from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Average, fold
 from ema_cli.folding.sink import Sink
 from ema_cli.formats.mark import METADATA_KEY
+from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.live import Schedule, live_law_to_dict
@@ -35,6 +36,7 @@ from ema_cli.watching.journal import JOURNAL, Journal
 from ema_cli.watching.moments import REST, SIDE_FILES, Moment
 from ema_cli.watching.past import clocks_text
 from ema_cli.watching.rest import RestSink, rest_specs, wide_spec, with_rest
+from ema_cli.watching.whole import bytes_of, keep
 from ema_cli.writing.files import FileSink, finish_files, read_back
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.side_files import SideFiles
@@ -52,12 +54,14 @@ class Update:
         plans: for each average which checkpoints are in it then, the new one last.
         journal: what will have been done.
         copied: names of tensors that are copied though they could be averaged.
+        whole: how the checkpoint is read, where it is kept as a whole; else None.
     """
 
     checkpoint: Checkpoint
     plans: Sequence[Plan]
     journal: Journal
     copied: frozenset[str]
+    whole: ReadOptions | None = None
 
     @property
     def names(self) -> list[str]:
@@ -90,7 +94,8 @@ class Update:
         specs, is_first = self.specs, len(self.journal.folded) == 1
         rests = 0 if is_first else sum(spec.nbytes for spec in rest_specs(specs, self.with_rest).values())
         kept = sum(spec.nbytes for spec in specs.values())
-        return len(self.plans) * (kept + rests) + kept * is_first
+        whole = 0 if self.whole is None else bytes_of(self.checkpoint)
+        return len(self.plans) * (kept + rests) + kept * is_first + whole
 
 
 def update(
@@ -120,6 +125,8 @@ def update(
         inside = staging.make_folder(Path(path.name))
         _write_averages(inside, before, made, sizes, first=first.folder if first else None)
         _write_side_files(inside / SIDE_FILES, made.checkpoint)
+        if made.whole is not None:
+            keep(inside, made.checkpoint, made.whole)
         write_file(inside / JOURNAL, [made.journal.to_bytes()])
         check(made.checkpoint)
         if first is not None:

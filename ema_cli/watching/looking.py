@@ -70,11 +70,13 @@ class Lookout:
         path: the folder, or a file.
         options: how the run is opened.
         ours: folders in it that are the watch's own.
+        whole: whether all at the path of a checkpoint counts as its own, not only what its tensors are read from.
     """
 
     path: Path
     options: OpenOptions
     ours: tuple[Path, ...] = ()
+    whole: bool = False
     table: Table = field(default_factory=dict)
     _since: dict[Path, float] = field(default_factory=dict)
     _at: dict[Path, list[Path]] = field(default_factory=dict)  # the files at and below each path
@@ -131,7 +133,9 @@ class Lookout:
         try:
             look_anew([self.path])
             now = ((location(file.path).info(), file) for file in checkpoint.files)
-            return all(info.identity == file.identity and self.table.get(file.path, info) == info for info, file in now)
+            same = all(info.identity == file.identity and self.table.get(file.path, info) == info for info, file in now)
+            around = self.files_at(checkpoint.path) if self.whole else ()
+            return same and all(location(path).info() == self.table[path] for path in around)
         except CheckpointError:
             return False
 

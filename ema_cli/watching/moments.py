@@ -26,6 +26,7 @@ from ema_cli.storage.local_file import close_idle_files
 from ema_cli.storage.location import location
 from ema_cli.storage.marked_folders import MarkedFolders
 from ema_cli.storage.names import StorePath
+from ema_cli.watching.asked import WHOLE
 from ema_cli.watching.form import Form, form_of
 from ema_cli.watching.journal import JOURNAL, Journal, way_back
 from ema_cli.watching.past import Past
@@ -127,7 +128,7 @@ def newest_moment(folder: Path, what: Mapping[str, Any]) -> Moment | None:
     journal = Journal.read(found[-1] / JOURNAL)
     different = [key for key in {**what, **journal.what} if journal.what.get(key) != what.get(key)]
     if different:
-        shown = "; ".join(f"{key}: {_shown(journal.what.get(key))}" for key in different)
+        shown = "; ".join(_shown(key, journal.what.get(key)) for key in different)
         raise OutputError(
             f"is of another watch ({shown})",
             subject=folder,
@@ -137,10 +138,12 @@ def newest_moment(folder: Path, what: Mapping[str, Any]) -> Moment | None:
     return Moment(found[-1], journal)
 
 
-def _shown(value: Any) -> str:
+def _shown(key: str, value: Any) -> str:
+    if key == WHOLE:
+        return f"with {'the' if value else 'no'} checkpoint kept as a whole, as outputs that a trainer loads need it"
     if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
-        return ", ".join(str(one.get("law")) for one in value)
-    return json.dumps(value)
+        return f"{key}: {', '.join(str(one.get('law')) for one in value)}"
+    return f"{key}: {json.dumps(value)}"
 
 
 def go_back(folder: Path, clock: Time) -> list[Path]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from ema_cli.checkpoint import (
-    Checkpoint,
-    Clock,
-)
+from ema_cli.checkpoint import Checkpoint, Clock, Progress
 from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time, Unit, format_number
 
@@ -79,6 +77,10 @@ class Past:
             str(row["look"]),
             None if skipped is None else str(skipped),
         )
+
+    def named(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return what was read of it elsewhere as this checkpoint: with its name and its clocks."""
+        return replace(checkpoint, name=self.name, progress=Progress(self.clocks))
 
     def clock(self, unit: Unit) -> Fraction | None:
         """Return the clock in a unit, None where it has none."""

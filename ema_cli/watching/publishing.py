@@ -10,6 +10,7 @@ from typing import Any
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.options import ReadOptions
 from ema_cli.job import Job
 from ema_cli.law.time import Time, Unit
 from ema_cli.making import Recording, write_readymade
@@ -25,9 +26,10 @@ from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import claim_on, location
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.moments import Moment
+from ema_cli.watching.whole import kept
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.record import Record
-from ema_cli.writing.target import assign_targets
+from ema_cli.writing.target import Target, assign_targets
 
 
 def plans_over(asked: Asked, checkpoints: Sequence[Checkpoint], unit: Unit) -> list[Plan]:
@@ -41,6 +43,15 @@ def plans_over(asked: Asked, checkpoints: Sequence[Checkpoint], unit: Unit) -> l
     return [make_plan(run, recipe) for recipe in asked.recipes]
 
 
+def targets_of(asked: Asked, plans: Sequence[Plan]) -> list[Target]:
+    """Return where each average goes.
+
+    Raises:
+        UsageError: where the name is of another kind than what is written there.
+    """
+    return assign_targets(asked.target, plans, like_input=asked.output.like_input)
+
+
 def job_of(asked: Asked, moment: Moment) -> Job:
     """Return what there is to write at a moment, laid out.
 
@@ -49,9 +60,11 @@ def job_of(asked: Asked, moment: Moment) -> Job:
         OutputError: where the output cannot be laid out, or holds what is not ours.
     """
     averages = tuple(moment.average(recipe.law.name) for recipe in asked.recipes)
-    stand_ins = moment.form(averages[0]).stand_ins(moment.journal.folded, asked.path)
-    plans = plans_over(asked, stand_ins, moment.journal.unit)
-    job = replace(lay_out(plans, assign_targets(asked.target, plans), asked.output), force=True, readymade=averages)
+    checkpoints = moment.form(averages[0]).stand_ins(moment.journal.folded, asked.path)
+    if asked.keeps_whole:
+        checkpoints[-1] = kept(moment.folder, moment.newest, asked.opened.read)
+    plans = plans_over(asked, checkpoints, moment.journal.unit)
+    job = replace(lay_out(plans, targets_of(asked, plans), asked.output), force=True, readymade=averages)
     job.check_target()
     return job
 
@@ -91,7 +104,9 @@ def is_half_replaced(job: Job) -> bool:
     Manifests are withdrawn first: only the files tell whose they are. `check_target` looks at those of a folder.
     """
     target = job.target
-    return claim_on(target.path) is not None and (target.is_folder or _last_clock(target.path) is not None)
+    return claim_on(target.path) is not None and (
+        target.is_folder or _last_clock(target.path, _how_read(job)) is not None
+    )
 
 
 def published_clock(job: Job) -> Time | None:
@@ -107,16 +122,21 @@ def published_clock(job: Job) -> Time | None:
         if manifest is None or "watch" not in manifest or not manifest["inputs"]:
             return None
         clock = manifest["inputs"][-1]["clock"]
-        if not target.is_folder and _last_clock(target.path) != clock:
+        if not target.is_folder and _last_clock(target.path, _how_read(job)) != clock:
             return None
         clocks.append(Time.parse(clock))
     return min(clocks, key=lambda clock: clock.value)
 
 
-def _last_clock(path: Path) -> str | None:
+def _how_read(job: Job) -> ReadOptions:
+    """Return how an output is read: what is of the form of the input as that, all else without a choice."""
+    return job.plans[0].run.options.read if job.options.like_input else ReadOptions()
+
+
+def _last_clock(path: Path, options: ReadOptions) -> str | None:
     """Return the clock of the newest checkpoint in an average in one file; None where it is none."""
     try:
-        mark: Any = open_checkpoint(path).mark
+        mark: Any = open_checkpoint(path, options).mark
         return str(mark["checkpoints"][-1][1]) if mark else None
     except (EmaError, LookupError, TypeError):
         return None

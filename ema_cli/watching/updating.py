@@ -22,8 +22,7 @@ from ema_cli.watching.journal import Journal
 from ema_cli.watching.keeping import Update
 from ema_cli.watching.moments import Moment
 from ema_cli.watching.past import Past
-from ema_cli.watching.publishing import plans_over
-from ema_cli.writing.target import assign_targets
+from ema_cli.watching.publishing import plans_over, targets_of
 
 _RESERVED_BYTES = 32 << 20
 
@@ -66,15 +65,16 @@ def make_update(
         return Skip(reason)
     for plan in plans:
         refuse_averaged(plan)
-    lay_out(plans, assign_targets(asked.target, plans), asked.output)  # which checks that they are of one model
-    newest = describe(checkpoint, _renamed(checkpoint))
+    lay_out(plans, targets_of(asked, plans), asked.output)  # which checks that they are of one model
+    newest = describe(checkpoint, _renamed(checkpoint), before[-1] if before else None)
     journal = replace(
         journal,
         folded=(*journal.folded, past),
         epochs_from_zero=journal.epochs_from_zero or run.options.epochs_from_zero or bool(run.notes),
         newest=newest,
     )
-    return Update(checkpoint, plans, journal, copied_names(checkpoint.tensors.specs, asked.opened.read.copy))
+    copied = copied_names(checkpoint.tensors.specs, asked.opened.read.copy)
+    return Update(checkpoint, plans, journal, copied, asked.opened.read if asked.keeps_whole else None)
 
 
 def _skipped(plan: Plan, checkpoint: Checkpoint) -> str | None:

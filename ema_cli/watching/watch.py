@@ -74,7 +74,8 @@ def watch(
         threads: how many read and average at once. It does not show in the output.
         max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that was there before.
-        form: `dtype` and `max_shard_size`, of the `OutputKeywords`.
+        form: `dtype`, `max_shard_size`, `like_input` and `drop`, of the `OutputKeywords`. With `like_input`, and for a
+            target NAME.ckpt, NAME.watch holds the newest checkpoint, too, as a whole.
 
     Raises:
         UsageError: for values that make no sense, and laws that need checkpoints that are not there yet, or no more.
@@ -97,7 +98,7 @@ def watch(
         as_path(path),
         options or OpenOptions(),
         tuple(recipes),
-        parse_target(target),
+        parse_target(target, like_input=form.get("like_input", False)),
         OutputOptions.parse(**form),
         Waiting(**words, until=_time(until, "until")),
         _time(publish_every, "publish_every"),
@@ -134,7 +135,7 @@ def perform(asked: Asked, listener: Listener | None = None) -> Watched:
         listener = listener or Listener()
         for note in notes:
             listener.told(note)
-        lookout = Lookout(asked.path, asked.opened, (asked.folder, asked.target.path))
+        lookout = Lookout(asked.path, asked.opened, (asked.folder, asked.target.path), asked.keeps_whole)
         intake = Intake(asked, listener, lookout, WaitingList(asked.waiting, listener, lookout))
         loop = Loop(asked, listener, lookout, intake)
         try:

@@ -99,7 +99,7 @@ def lay_out_like(
     try:
         originals, pieces = find_originals(plan, copied)
         names = {path: _name(path, newest, target) for path in originals}
-        copies = _copies(newest.path, set(names.values())) if target.is_folder else {}
+        copies = parts_of(newest.path, set(names.values())) if target.is_folder else {}
         files = [original.file for original in originals.values()]
         left = _without_optimizer(files, copies) if without_optimizer else LeftOut()
     except NotWrittenBack as error:
@@ -147,12 +147,16 @@ def _name(path: Path, newest: Checkpoint, target: Target) -> str:
     raise refusal(newest, f"has weights in {path}, outside of it")
 
 
-def _copies(folder: Path, written: Collection[str]) -> dict[str, InputFile]:
-    """Return the other files of a checkpoint that is a folder, by name."""
+def parts_of(folder: Path, without: Collection[str] = ()) -> dict[str, InputFile]:
+    """Return the files of a checkpoint that is a folder, by name.
+
+    Raises:
+        CheckpointError: where one cannot be opened, or is a link that leads out of the folder.
+    """
     paths = [entry.path.relative_to(folder) for entry in walk(folder) if entry.is_file]
     names = sorted(path.as_posix() for path in paths if path.parts[0] not in _NO_PART)
     check_links(folder, names)
-    return {name: location(folder / name).open() for name in names if name not in written}
+    return {name: location(folder / name).open() for name in names if name not in without}
 
 
 def _without_optimizer(originals: Collection[InputFile], copies: Mapping[str, InputFile]) -> LeftOut:

@@ -13,7 +13,7 @@ from ema_cli.formats.copies.frames import Cut, frame_of, join_spans
 from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece, check_apart, stored_pieces
 from ema_cli.formats.output_file import Table
 from ema_cli.planning.plan import Plan
-from ema_cli.runs.ties import with_ties
+from ema_cli.runs.ties import tied_to, with_ties
 from ema_cli.storage.location import location
 from ema_cli.storage.source import FileRegion, InputFile
 
@@ -97,12 +97,7 @@ def _tied(plan: Plan, copied: frozenset[str]) -> dict[str, str]:
     Where they have not, their averages may differ, and one place cannot take both.
     """
     newest = plan.newest
-    first: dict[object, str] = {}
-    leaders: dict[str, str] = {}
-    for name in [name for name in newest.tensors.specs if name not in copied]:
-        leader = first.setdefault((newest.tensors.place(name), str(newest.tensors.specs[name])), name)
-        if leader is not name:
-            leaders[name] = leader
+    leaders = tied_to(newest.tensors, [name for name in newest.tensors.specs if name not in copied])
     for entry in plan.read if leaders else ():
         tensors = with_ties(entry.checkpoint, newest).tensors
         leaders = {one: other for one, other in leaders.items() if tensors.place(one) == tensors.place(other)}

@@ -37,9 +37,9 @@ LOOK = re.compile(rb'"look":"[0-9a-f]*"')
 class Watch:
     """A run of which two checkpoints are folded, and one is new; and what comes of it."""
 
-    def __init__(self, bench: Bench, folder: Path, store_every: str | None) -> None:
+    def __init__(self, bench: Bench, folder: Path, options: list[str]) -> None:
         self._bench = bench
-        self._arguments = [*ARGUMENTS, *REST, *(["--store-every", store_every] if store_every else [])]
+        self._arguments = [*ARGUMENTS, *REST, *options]
         self.before = folder / "before"
         self.before.mkdir(parents=True)
         write_hf_run(self.before / "run", [10, 20])
@@ -105,15 +105,17 @@ def ask(server: subprocess.Popen[str], request: dict[str, object]) -> int:
     return int(server.stdout.readline())
 
 
-@pytest.mark.parametrize("store_every", [pytest.param(None, marks=pytest.mark.full), "20ba"])
-def test_a_kill_at_each_call_is_as_if_it_had_not_been(
-    bench: Bench, tmp_path: Path, store_every: str | None, full: bool
-):
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], marks=pytest.mark.full), ["--store-every", "20ba", "--like-input"]],
+    ids=["weights", "moments and whole checkpoints"],
+)
+def test_a_kill_at_each_call_is_as_if_it_had_not_been(bench: Bench, tmp_path: Path, options: list[str], full: bool):
     """What is published is the old output or the new one, whole; watched once more, all bits are the same.
 
-    Also between the rename of what is kept and that of the averages.
+    Also between the rename of what is kept and that of the averages; of weights alone, and in the form of the input.
     """
-    watch = Watch(bench, tmp_path, store_every)
+    watch = Watch(bench, tmp_path, options)
     points = files_only(watch.record(watch.place(tmp_path / "record")))
     points = points if full else one_of_each_kind(points)
     assert len({point.call for point in points if point.call.startswith("rename")}) >= 1

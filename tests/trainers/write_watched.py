@@ -26,8 +26,8 @@ def keep(folder: Path, step: int, tensors: dict[str, torch.Tensor]) -> None:
 
     A training takes minutes from one to the next. This one takes none, and waits until the one before is folded.
     """
-    kept, deadline = folder / "out.watch" / f"{step - INTERVAL}ba" / "watch.json", time.monotonic() + _PATIENCE_SECONDS
-    while step > INTERVAL and not kept.exists():
+    kept, deadline = f"out*.watch/{step - INTERVAL}ba/watch.json", time.monotonic() + _PATIENCE_SECONDS
+    while step > INTERVAL and not any(folder.glob(kept)):
         if time.monotonic() > deadline:
             raise TimeoutError(f"nobody has folded the checkpoint before {step}")
         time.sleep(0.02)

@@ -54,6 +54,20 @@ def unnamed(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content[-64:] if name.endswith(".safetensors") else b"" for name, content in files.items()}
 
 
+def test_a_checkpoint_is_kept_as_a_whole_there_too(bucket: StorePath, tmp_path: Path):
+    """In the form of the input, from a store into a store: what `average` writes on a disk, but for the rounding."""
+    write_hf_run(tmp_path / "run", STEPS)
+    upload(tmp_path / "run", bucket / "run")
+    for _ in range(2):
+        watch(bucket / "run", bucket / "out", LAWS["half-life"], waiting=ONCE, like_input=True)
+    watch(tmp_path / "run", tmp_path / "out", LAWS["half-life"], waiting=ONCE, like_input=True)
+    there = present(bucket)
+    for name, content in contents(tmp_path / "out").items():
+        assert there[f"out/{name}"] == content
+    kept = {name for name in there if name.startswith("out.watch/500ba/.newest/checkpoint-500/")}
+    assert len(kept) == len(contents(tmp_path / "run" / "checkpoint-500"))
+
+
 @pytest.mark.parametrize("kind", ["torch", "hf"])
 @pytest.mark.parametrize("run_in", ["store", "disk"])
 @pytest.mark.parametrize("output_in", ["store", "disk"])

@@ -193,7 +193,6 @@ def test_bfloat16_is_at_most_one_step_off_in_one_value_of_a_thousand(tmp_path: P
         ({"recipes": []}, "which average"),
         ({"recipes": Recipe(half_life="5ba"), "store_every": "0ba"}, "no training time"),
         ({"recipes": Recipe(half_life="5ba"), "waiting": {"every": 0}}, "no number of seconds"),
-        ({"recipes": Recipe(half_life="5ba"), "like_input": True}, "holds more than weights"),
         ({"recipes": Recipe(half_life="5ba"), "allow_non_finite": True}, "allow_non_finite=: is for one average"),
         ({"recipes": Recipe(half_life="5ba"), "exact_lora": 2}, "exact_lora=: is for one average"),
     ],

@@ -52,8 +52,13 @@ def resolve(options: WatchOptions) -> Asked:
             read, _time(clocks.epoch_length, "epoch_length"), name_clock=clocks.name_clock, exclude=options.exclude
         ),
         _recipes(options),
-        parse_target(options.output if options.output is not None else _DEFAULT_NAME),
-        OutputOptions.parse(dtype=options.dtype, max_shard_size=options.max_shard_size),
+        parse_target(options.output if options.output is not None else _DEFAULT_NAME, like_input=options.like_input),
+        OutputOptions.parse(
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            like_input=options.like_input,
+            drop=options.drop,
+        ),
         Waiting(
             _seconds(waiting.every, "every"),
             _seconds(waiting.settle, "settle"),
