@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli import passes
+from ema_cli import averaging, passes
 from ema_cli.averaging import average, perform
 from ema_cli.errors import UsageError
 from ema_cli.job import Job
@@ -21,6 +21,7 @@ from ema_cli.runs.run import open_run
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.conftest import write_hf_run
+from tests.inprocess import InProcess
 
 
 @pytest.fixture
@@ -62,6 +63,44 @@ def test_several_passes_give_the_same_bytes(
     assert {total for _, total in read} == {result.bytes_read}
     assert all(before <= after for (before, _), (after, _) in itertools.pairwise(read))
     assert len(parts[0].job.checkpoints) < len(parts[-1].job.checkpoints)
+
+
+def test_several_passes_are_told_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """By the command before it reads a tensor, and by --dry-run; of one pass nothing is said."""
+    monkeypatch.chdir(tmp_path)
+    run, told = InProcess(tmp_path, capsys), list[str]()
+    write_hf_run(tmp_path / "run", range(10, 51, 10))
+
+    def make_pass(*arguments: object) -> None:
+        told.append(capsys.readouterr().err)
+        make(*arguments)  # type: ignore[arg-type]
+
+    make = averaging.make_pass
+    monkeypatch.setattr(averaging, "make_pass", make_pass)
+    series = ("average", "run", "--half-life", "15ba", "--series", "-o")
+    words = "5 averages in 3 passes, at most 2 in each: more do not fit into the memory"
+    assert run(*series, "one")[0] == 0, run.err
+    assert ("passes" in told[0], len(told)) == (False, 1)
+    monkeypatch.setattr(passes, "most_open_files", lambda: 2)
+    assert run(*series, "several", "--dry-run")[0] == 0
+    assert words in run.err
+    told.clear()
+    assert run(*series, "several")[0] == 0, run.err
+    assert (words in told[0], len(told)) == (True, 3)
+
+
+def test_a_series_reads_each_byte_once(tmp_path: Path):
+    """Of one law or of several: all averages take what is read of a checkpoint, and no byte of it is read again."""
+    write_hf_run(tmp_path / "run", range(10, 51, 10))
+    run = open_run(tmp_path / "run")
+    recipes = [Recipe(half_life="15ba"), Recipe(half_life="40ba"), Recipe(profile="uniform")]
+    stored = sum(spec.nbytes for checkpoint in run.checkpoints for spec in checkpoint.tensors.specs.values())
+    for number in (1, 3):
+        plans = make_series(run, recipes[:number])
+        assert len(plans) == 5 * number
+        assert average(plans, tmp_path / f"series-{number}").bytes_read == stored
 
 
 def test_little_memory_is_more_passes_and_not_an_error(job: Job, monkeypatch: pytest.MonkeyPatch):

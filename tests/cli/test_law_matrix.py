@@ -30,6 +30,7 @@ def falling(rate: Callable[[float], float], clocks: range) -> Weights:
     """Return the weights that a falling learning rate gives: each step's share of the steps, by a sum over 1 batch.
 
     WSM, arXiv 2507.17634: what was learnt at a time counts by the learning rate there, from the first checkpoint on.
+    Of one that does not fall to 0, what is left at the end is the newest's.
     """
     first, last = clocks[0], clocks[-1]
     places = [(at + 0.5 - first) / (last - first) for at in range(first, last)]
@@ -55,16 +56,30 @@ def beyond(average: Weights, other: Weights, factor: float) -> Weights:
     return {each: (1 + factor) * average.get(each, 0.0) - factor * other.get(each, 0.0) for each in both}
 
 
+def exponent(width: float) -> float:
+    """Return gamma of equation 123 of arXiv 2312.02696, where the width is sigma_rel; by halving."""
+    low, high = 0.0, 1000.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        wider = ((middle + 1) / ((middle + 2) ** 2 * (middle + 3))) ** 0.5 > width
+        low, high = (middle, high) if wider else (low, middle)
+    return low
+
+
 LATE = range(300, 801, 100)
+GAMMA = exponent(0.1)
 HALF = smoothed(lambda clock: 1 - 0.5 ** (100 / 200))
 # Each law: the options, its weights, and whether they have any sum.
 LAWS: dict[str, tuple[tuple[str, ...], Weights]] = {
     "half-life": (("--half-life", "200ba"), HALF),
     "share": (("--half-life", "20%ba"), smoothed(lambda at: 1 - ((at - 100) / at) ** (math.log(2) / 0.2))),
+    "smoothing": (("--smoothing", "0.7"), smoothed(lambda clock: 0.3)),
+    "power": (("--profile", "power", "--sigma-rel", "0.1"), smoothed(lambda at: 1 - ((at - 100) / at) ** (GAMMA + 1))),
     "uniform": (("--profile", "uniform", "--window", "500ba"), dict.fromkeys(LATE, 1 / 6)),
     "linear": (("--profile", "linear", "--window", "500ba"), falling(lambda x: 1 - x, LATE)),
     "1-sqrt": (("--profile", "1-sqrt", "--window", "500ba"), falling(lambda x: 1 - math.sqrt(x), LATE)),
     "cosine": (("--profile", "cosine"), falling(lambda x: (1 + math.cos(math.pi * x)) / 2, CLOCKS)),
+    "inverse-sqrt": (("--profile", "inverse-sqrt"), falling(lambda x: (100 / (100 + 700 * x)) ** 0.5, CLOCKS)),
     "bema": (("--profile", "bema", "--base", "models/base.safetensors"), bema()),
     "extrapolated": (("--half-life", "200ba", "--extrapolate", "0.5"),
                      beyond(HALF, smoothed(lambda clock: 1 - 0.5 ** (100 / 400)), 0.5)),
@@ -90,6 +105,10 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "weights.csv").write_text("clock,weight\n300ba,-0.75\n500ba,0.5\n800ba,1.25\n")
     (tmp_path / "tasks.csv").write_text("clock,weight\n800ba,1.5\n700ba,-0.25\n")
     return tmp_path
+
+
+def name_of(clock: int) -> str:
+    return "base.safetensors" if clock == BASE else f"step-{clock}.pt"
 
 
 def path_of(run: Path, clock: int) -> Path:
@@ -120,6 +139,8 @@ def test_a_law_holds_in_every_way(law: str, run: Path, cli: Cli, full: bool):
     told = {int(entry["clock"].removesuffix("ba")): entry["weight"] for entry in inspected["entries"]}
     near = 2e-3 if law == "1-sqrt" else 2e-4  # its integral is summed up here in steps of a batch
     assert {clock: told.get(clock, 0.0) for clock in weights} == pytest.approx(weights, abs=near)
+    drawn = [line for line in cli("inspect", "ckpts", *options).out.splitlines() if "█" in line and "%" in line]
+    assert {line.split()[0] for line in drawn} >= {name_of(clock) for clock, each in weights.items() if each > 0.05}
     dry = cli("average", "ckpts", *options, "--dry-run", "--json")
     assert (dry.code, dry.json["plans"][0]["entries"]) == (0, inspected["entries"])
     against = [word for path in ("ckpts", *(("models",) if law == "bema" else ())) for word in ("--against", path)]
