@@ -12,7 +12,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
-from ema_cli.storage.location import location
+from ema_cli.storage.location import claim_on, location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.writing.layout import lay_out_output
@@ -60,7 +60,7 @@ def prepare(
         refuse_averaged(plan)
     job = replace(lay_out(plans, targets, options, manifest=manifest), force=force)
     if not may_be_made:
-        job.check_target()
+        _check_target(job)
     location(job.target.path.absolute().parent).check_writable()
     free = job.bytes_free
     if job.bytes_on_disk > free:
@@ -70,6 +70,21 @@ def prepare(
             hint=_ROOM_FOR_STORE if isinstance(job.target.path, StorePath) else f"make room, or {WRITE_ELSEWHERE}",
         )
     return job
+
+
+def _check_target(job: Job) -> None:
+    """Check that outputs may be written where they go; of what is in the way in a store say whose claim is on it."""
+    try:
+        job.check_target()
+    except OutputError as error:
+        claim = claim_on(job.target.path)
+        if claim is None:
+            raise
+        raise OutputError(
+            f"{error.fact}; {claim} is the claim of a run that writes there, or died",
+            subject=error.subject,
+            hint="wait for its end; if it died, this works in a minute; or write elsewhere",
+        ) from error
 
 
 def lay_out(plans: Sequence[Plan], targets: Sequence[Target], options: OutputOptions, *, manifest: bool = True) -> Job:

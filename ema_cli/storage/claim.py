@@ -24,6 +24,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove
 
 _SUFFIX = ".ema-cli-claim"
+_TIME = "-time"  # what follows in the name of the object by which the store tells the time
 _LEASE = timedelta(seconds=LEASE_SECONDS)
 _RENEWED_SECONDS = LEASE_SECONDS / 3
 
@@ -34,8 +35,8 @@ def claim_path(target: StorePath) -> StorePath:
 
 
 def is_claim(path: StorePath) -> bool:
-    """Return whether an object has the name of a claim."""
-    return path.name.startswith(".") and path.name.endswith(_SUFFIX)
+    """Return whether an object has the name of a claim, or of what tells the time for one."""
+    return path.name.startswith(".") and path.name.removesuffix(_TIME).endswith(_SUFFIX)
 
 
 def claim_on(path: StorePath) -> StorePath | None:
@@ -130,11 +131,19 @@ class Claim:
         with suppress(OutputError), output_errors_in_store(self._path):
             if self.is_ours():
                 remove(self._path)
+                # Of a run that was killed while it looked how old our claim is.
+                with suppress(FileNotFoundError):
+                    remove(self._clock)
 
     @property
     def path(self) -> StorePath:
         """Return the address of the claim."""
         return self._path
+
+    @property
+    def _clock(self) -> StorePath:
+        """Return the address of the object that tells the time: one for all runs, so that a killed one leaves one."""
+        return self._path.with_name(self._path.name + _TIME)
 
     def check(self) -> None:
         """Raise an OutputError if another run took the claim, as it may where this one did not renew it for long."""
@@ -190,7 +199,7 @@ class Claim:
 
     def _time_of_store(self) -> datetime:
         """Return the time by the clock that dates the claim: a small object is put, looked at and removed."""
-        path = self._path.with_name(f"{self._path.name}-{self.owner}")
+        path = self._clock
         client = client_of(path)
         obstore().put(client, path.key, b"", use_multipart=False)
         try:

@@ -22,6 +22,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging import Staging
 from ema_cli.storage.store_staging import StoreStaging
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, store_errors
+from ema_cli.storage.unfinished import abort_unfinished
 from ema_cli.storage.uploads import part_bytes, parts_at_once
 
 _LOOK_SHARE = 1 / 6  # of the time after which a claim is old: many workers look at one object
@@ -123,6 +124,7 @@ class SharedStoreStaging(StoreStaging):
             with suppress(CheckpointError, OutputError):  # the error that brings us here says more
                 if not self._claim.is_lost():  # else what is there is another run's
                     self._withdraw(listing_of(self.tasks).below(self.tasks))
+                    abort_unfinished(self.tasks)  # of workers that died
         super().__exit__(kind, error, trace)
 
 

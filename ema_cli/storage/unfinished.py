@@ -14,6 +14,8 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import import_module
 
@@ -22,9 +24,10 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import endpoint
 
 _SECONDS = 30.0
-_MOST_BYTES = 8 << 20  # of an answer: a thousand uploads
+_AT_ONCE = 1000  # uploads in one answer: S3 lists no more
+_MOST_BYTES = 8 << 20  # of that answer
 _UPLOAD = re.compile(r"<Upload>.*?</Upload>", re.DOTALL)
-_KEY, _ID = re.compile("<Key>(.*?)</Key>", re.DOTALL), re.compile("<UploadId>(.*?)</UploadId>", re.DOTALL)
+_MORE = re.compile(r"<IsTruncated>\s*true\s*</IsTruncated>")
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
 
@@ -45,18 +48,36 @@ def abort_unfinished(target: StorePath) -> int:
         keys = _find_keys() if target.scheme == "s3" else None
         if keys is None:
             return 0
-        text = _ask("GET", target.bucket, "", {"uploads": "", "prefix": target.key}, keys)
-        for upload in _UPLOAD.findall(text):
-            key, number = _KEY.search(upload), _ID.search(upload)
-            if key is None or number is None:
-                continue
-            name = html.unescape(key[1])
+        for name, upload in _unfinished(target, keys):
             if name == target.key or name.startswith(f"{target.key}/"):
-                _ask("DELETE", target.bucket, name, {"uploadId": html.unescape(number[1])}, keys)
-                aborted += 1
+                with suppress(urllib.error.HTTPError):  # whoever sends may have done it meanwhile
+                    _ask("DELETE", target.bucket, name, {"uploadId": upload}, keys)
+                    aborted += 1
     except Exception:  # noqa: BLE001 - boto3 may raise anything; a lifecycle rule of the bucket does it, too
         return aborted
     return aborted
+
+
+def _unfinished(target: StorePath, keys: _Keys) -> Iterator[tuple[str, str]]:
+    """Yield key and id of each upload whose key begins with that of a place. The store lists a page at a time."""
+    query, seen = {"uploads": "", "prefix": target.key, "max-uploads": str(_AT_ONCE)}, set[tuple[str, str]]()
+    while True:
+        page = _ask("GET", target.bucket, "", query, keys)
+        for upload in _UPLOAD.findall(page):
+            yield _text(upload, "Key"), _text(upload, "UploadId")
+        # SeaweedFS goes on behind an id alone, and names no key.
+        after = _text(page, "NextKeyMarker"), _text(page, "NextUploadIdMarker")
+        if not _MORE.search(page) or after == ("", "") or after in seen:
+            return
+        seen.add(after)
+        markers = zip(("key-marker", "upload-id-marker"), after, strict=True)
+        query |= {name: marker for name, marker in markers if marker}
+
+
+def _text(xml: str, name: str) -> str:
+    """Return what the first element of a name holds; nothing where there is none."""
+    found = re.search(f"<{name}>(.*?)</{name}>", xml, re.DOTALL)
+    return html.unescape(found[1]) if found else ""
 
 
 def _find_keys() -> _Keys | None:

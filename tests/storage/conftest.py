@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -65,3 +66,11 @@ def folder(proxy: Proxy, request: pytest.FixtureRequest) -> StorePath:
     address = as_path(f"s3://ckpts/{request.node.name}")
     assert isinstance(address, StorePath)
     return address
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are not tried again for minutes, and an answer that stops is not waited for."""
+    quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
+    monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
+    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=1))

@@ -550,11 +550,8 @@ def check_after_fault(
 
 
 @pytest.fixture
-def old(disk: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def old(disk: Path, tmp_path: Path, cli: Cli, impatient: None) -> dict[str, bytes]:
     """Return the files of an older release; requests are not tried again for minutes."""
-    quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
-    monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
-    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=1))
     assert cli("average", disk / "ckpts", *LAW, "-o", tmp_path / "release").code == 0
     return local(tmp_path / "release")
 
