@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,7 @@ from ema_cli.errors import Missing, OutputError, UsageError, option
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
+from ema_cli.preparing import lay_out
 from ema_cli.storage.lease import Held
 from ema_cli.storage.location import location, look_anew
 from ema_cli.storage.names import StorePath
@@ -34,6 +36,7 @@ from ema_cli.system.progress import ProgressCallback
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.files import make_folder
 from ema_cli.writing.record import Record
+from ema_cli.writing.target import Target
 
 _NUMBERS = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 _HINT = "as 0/8 to 7/8; auto takes both numbers from Slurm, mpirun, torchrun or Kubernetes"
@@ -48,6 +51,7 @@ _LAUNCHERS = (
 )
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
 _STEP = "SLURM_ARRAY_TASK_STEP"
+_MEGABYTE, _SHARD_BYTES = 10**6, 5 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +137,11 @@ class Parts(Sharing):
         super().__init__(job, fingerprints, checksum=checksum, by="part", claims=False)
         if isinstance(job.target.path, StorePath) and len(cut_tasks(job.outputs, shared_files=False)) < 2:
             raise UsageError(
-                "is one file in a store, in which each part makes whole files only",
+                "is one file in a store, in which each part makes whole files only"
+                if len(job.outputs[0].files) == 1
+                else "is so small that one part makes all of its files",
                 subject=job.target.path,
-                hint=f"write a folder of shards: {option('o', str(job.target.path.with_suffix('')))} "
-                f"{option('max_shard_size', '5GB')}",
+                hint=_hint_at_files(job, part),
             )
         self.part = part
         self.waiting = 0
@@ -239,6 +244,25 @@ class Parts(Sharing):
             with thread_errors(), ThreadPoolExecutor(part.sizes.threads, "check") as pool:
                 done += pool.map(lambda task: do_task(work, task, worker), now)
         return self._gather(part.job, tasks, done, record)
+
+
+def _hint_at_files(job: Job, part: Part) -> str:
+    """Return how an output gets files for several parts, or what to do where its tensors are too few or too small."""
+    total, form = sum(file.table.nbytes for file in job.outputs[0].files), job.options
+    each = min(_SHARD_BYTES, -(-total // max(part.count, 2)))
+    shard = each if each < _MEGABYTE else -(-each // _MEGABYTE) * _MEGABYTE
+    if not form.like_input and not any(output.target.is_dcp for output in job.outputs):
+        targets = [_as_folder(output.target) for output in job.outputs]
+        outputs = lay_out(job.plans, targets, replace(form, max_shard_size=shard), manifest=job.manifest).outputs
+        if len(cut_tasks(outputs, shared_files=False)) > 1:
+            text = f"{shard // _MEGABYTE}MB" if shard % _MEGABYTE == 0 else f"{shard}B"
+            folder = option("o", str(_as_folder(job.target).path))
+            return f"write a folder of shards: {folder} {option('max_shard_size', text)}"
+    return f"its tensors are too few, or too small, for several files: leave out {option('part')}"
+
+
+def _as_folder(target: Target) -> Target:
+    return target if target.is_folder else replace(target, path=target.path.with_suffix(""), is_folder=True)
 
 
 def share_of(tasks: Sequence[Task], part: Part) -> list[Task]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.averaging import average, perform
+from ema_cli.engines import tasks
 from ema_cli.engines.engine import Engine, EngineError, plain_loss
 from ema_cli.engines.opening import open_engine
 from ema_cli.engines.parts import Part
@@ -125,7 +126,22 @@ def test_parts(tmp_path: Path, bucket: StorePath, count: int):
     assert present(bucket / "out") == there
     with pytest.raises(UsageError, match="one file in a store, in which each part") as caught:
         perform(prepare(made, parse_target(bucket / "x.safetensors"), force=False), by=Part(0, 2))
-    assert caught.value.hint == f"write a folder of shards: target='{bucket}/x' max_shard_size='5GB'"
+    assert caught.value.hint == f"write a folder of shards: target='{bucket}/x' max_shard_size='4752B'"
+    assert perform(prepared(made, bucket / "x", 4752), by=Part(0, 2)).part is not None
+
+
+def test_parts_of_what_cannot_be_cut_get_no_hint_that_does_not_help(
+    tmp_path: Path, bucket: StorePath, monkeypatch: pytest.MonkeyPatch
+):
+    """The size of shards that a hint names gives more than one task; where none does, it says so."""
+    made = put_run(bucket / "run", tmp_path)
+    with pytest.raises(UsageError, match="one file in a store") as caught:
+        perform(prepared(made, bucket / "out", 5 * 10**9), by=Part(0, 2))
+    assert caught.value.hint == f"write a folder of shards: target='{bucket}/out' max_shard_size='4752B'"
+    monkeypatch.setattr(tasks, "_LEAST_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="is so small that one part makes all of its files") as caught:
+        perform(prepared(made, bucket / "out", 600), by=Part(0, 2))
+    assert caught.value.hint == "its tensors are too few, or too small, for several files: leave out part="
 
 
 def test_a_store_that_refuses_what_a_part_puts(tmp_path: Path, bucket: StorePath, monkeypatch: pytest.MonkeyPatch):
