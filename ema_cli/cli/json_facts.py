@@ -169,7 +169,7 @@ def dry_run_facts(dry: DryRun) -> Facts:
         "passes": len(dry.passes),
         "bytes_to_read": dry.bytes_to_read,
         "bytes_to_write": job.bytes_to_write,
-        "bytes_free": job.bytes_free,
+        "bytes_free": dry.bytes_free,
         "memory_bytes": dry.memory,
     }
     plans = [plan_facts(plan) for plan in job.plans]

@@ -34,6 +34,11 @@ class DryRun:
         """Return how many bytes of tensors all passes read."""
         return sum(each.job.bytes_to_read for each in self.passes)
 
+    @property
+    def bytes_free(self) -> int | None:
+        """Return how much room the disk has on which the outputs are made; None where they are sent to a store."""
+        return None if self.job.is_sent else self.job.bytes_free
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:

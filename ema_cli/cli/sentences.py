@@ -12,12 +12,14 @@ from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Time, Unit
 from ema_cli.planning.series import at_the_end, is_series
 from ema_cli.runs.run import twin_advice
+from ema_cli.storage.names import StorePath
 from ema_cli.text import plural, size
 
 if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.checkpoint import Checkpoint
     from ema_cli.cli.outcomes import DryRun
     from ema_cli.cli.views import RunView, StoredView, TensorTotals
+    from ema_cli.job import Job
     from ema_cli.planning.plan import Approximation, Plan
     from ema_cli.result import PartDone, Result
 
@@ -264,7 +266,19 @@ def pass_lines(work: DryRun) -> list[str]:
 
 def room_line(dry: DryRun) -> str:
     """Return in one line what it would take, and what there is."""
-    return f"It would take some {size(dry.memory)} of memory; {size(dry.job.bytes_free)} are free on the disk"
+    sent = "the tensors go to the store as they are made, and on no disk"
+    free = sent if dry.bytes_free is None else free_words(dry.job)
+    return f"It would take some {size(dry.memory)} of memory; {free}"
+
+
+def free_words(job: Job) -> str:
+    """Return how much room there is where outputs are made."""
+    free = f"{size(job.bytes_free)} are free"
+    if not isinstance(job.target.path, StorePath):
+        return f"{free} on the disk"
+    from ema_cli.storage.store_staging import temporary_folder  # which only those need who write to a store
+
+    return f"{free} in {printable(temporary_folder())}, where it is made first"
 
 
 def checkpoint_columns(view: RunView) -> tuple[dict[str, list[str]], list[str]]:

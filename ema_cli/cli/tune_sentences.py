@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING
 
+from ema_cli.cli.sentences import free_words
 from ema_cli.text import size
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def tuning_line(candidates: Candidates) -> str:
 
 def would_line(candidates: Candidates) -> str:
     """Return what would be evaluated, what room the candidates take, and what there is."""
-    return f"Would evaluate {_what(candidates)}; {size(candidates.job.bytes_free)} are free"
+    return f"Would evaluate {_what(candidates)}; {free_words(candidates.job)}"
 
 
 def _what(candidates: Candidates) -> str:

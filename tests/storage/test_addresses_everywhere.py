@@ -168,3 +168,15 @@ def test_what_is_appended_to_is_local(bucket: StorePath, cli: Cli):
     assert refused.code == 2
     assert f"{bucket}/summary.md: is in a store, and this works with local files only" in refused.err
     assert not [path for path in present(bucket) if path.startswith("out")]
+
+
+def test_a_dry_run_into_a_store_tells_no_room_on_a_disk_that_it_does_not_need(
+    bucket: StorePath, tmp_path: Path, cli: Cli
+):
+    """The tensors are sent as they are made; on a disk it is told."""
+    dry = ("average", bucket / "hf", *LAW, "--dry-run", "-o")
+    done = cli(*dry, bucket / "out")
+    assert done.err.endswith("of memory; the tensors go to the store as they are made, and on no disk\n"), done
+    assert cli(*dry, bucket / "out", "--json").json["would_write"]["bytes_free"] is None
+    assert "are free on the disk" in cli(*dry, tmp_path / "out").err
+    assert cli(*dry, tmp_path / "out", "--json").json["would_write"]["bytes_free"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -147,7 +148,10 @@ def test_what_does_not_lie_in_order_is_made_on_the_disk_first(
     arguments = ("average", tmp_path / "run", *UNIFORM, "-o", models / "r.pt")
     assert cli(*arguments).code == 0
     assert cli("verify", models / "r.pt", "--against", tmp_path / "run").code == 0
+    dry = cli(*arguments, "--force", "--dry-run")
+    assert f"are free in {tempfile.gettempdir()}, where it is made first" in dry.err
     no_room(monkeypatch)
+    assert cli(*arguments, "--force", "--dry-run", "--json").code == 5
     refused = cli(*arguments, "--force")
     assert refused.code == 5
     assert "bytes, but 100000 are free" in refused.err
