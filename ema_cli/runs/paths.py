@@ -7,11 +7,10 @@ from pathlib import Path
 
 from ema_cli.errors import UsageError, option
 from ema_cli.law.time import Time
-from ema_cli.storage.location import location, look_anew
+from ema_cli.storage.location import PATTERN_SIGNS, hint_at_pattern, location, look_anew
 from ema_cli.storage.names import StorePath, check_no_address
 from ema_cli.text import plural
 
-_SIGNS = "*?["  # of a pattern
 _ONE_VALUE = "an option takes one value; give it again for another"
 
 
@@ -31,8 +30,8 @@ def check_paths(paths: Sequence[Path]) -> None:
 def _what_it_may_be(path: Path, paths: Sequence[Path]) -> str | None:
     """Return what to write instead: the path may be a pattern in quotes, or the second value of an option."""
     if isinstance(path, StorePath):
-        return None
-    if any(sign in path.as_posix() for sign in _SIGNS):
+        return hint_at_pattern(path)
+    if any(sign in path.as_posix() for sign in PATTERN_SIGNS):
         count = _count_fitting(Path(path.anchor), path)
         if count:
             return f"{plural(count, 'path')} fit this pattern: write it without quotes, or name the folder"

@@ -7,6 +7,7 @@ in stores.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,9 @@ from ema_cli.storage.source import InputFile
 
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
+
+PATTERN_SIGNS = "*?["
+_FIRST_NAME = 2  # among the parts of an address, behind scheme and bucket
 
 
 class Location(Protocol):
@@ -145,6 +149,19 @@ def location(path: str | Path) -> Location:
     return LocalPath(path)
 
 
+def open_for_others(path: Path) -> InputFile:
+    """Return the file at a path of which something else reads the bytes; its `check_unchanged` asks a store, too.
+
+    Raises:
+        CheckpointError: as `Location.open`.
+    """
+    if not isinstance(path, StorePath):
+        return location(path).open()
+    from ema_cli.storage.objects import ObjectReadByOthers  # which only those need who read from a store
+
+    return ObjectReadByOthers.of(path)
+
+
 def look_anew(paths: Iterable[Path]) -> None:
     """Look anew at the stores in which some paths lie: what was listed for an earlier question may be out of date."""
     if any(isinstance(path, StorePath) for path in paths):
@@ -185,4 +202,20 @@ def check_exists(path: Path, *, follow: bool = True) -> None:
     look_anew([path])
     if not location(path).info(follow=follow).exists:
         check_no_address(path)
-        raise UsageError("does not exist", subject=path)
+        raise UsageError("does not exist", subject=path, hint=hint_at_pattern(path))
+
+
+def hint_at_pattern(path: Path) -> str | None:
+    """Return what to name instead of an address with a pattern in it, which no shell fills in; None for other paths."""
+    first = next((at for at, part in enumerate(path.parts) if any(sign in part for sign in PATTERN_SIGNS)), None)
+    if not isinstance(path, StorePath) or first is None or first < _FIRST_NAME:
+        return None
+    folder = StorePath(*path.parts[:first])
+    try:
+        fitting = fnmatch.filter(location(folder).names(), path.parts[first])
+    except CheckpointError:
+        fitting = []
+    if not fitting:
+        return f"no name in {folder} fits this pattern"
+    count = f"{len(fitting)} fit{'s' if len(fitting) == 1 else ''} this pattern"
+    return f"a shell fills in no names of a store, where {count}: name them, or the folder, {folder}"

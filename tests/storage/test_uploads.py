@@ -44,17 +44,28 @@ def test_memory_is_bounded(size: int, part: int, at_once: int):
 
 @pytest.mark.slow
 def test_nothing_is_there_before_the_end(proxy: Proxy, folder: StorePath):
-    """However much was sent."""
-    path, size = folder / "x.bin", 12 * MIB
-    upload = Upload(path, size)
-    for number in range(12):
-        upload.send(bytes([number]) * MIB)
-    with pytest.raises(FileNotFoundError):
-        obstore.head(client_of(path), path.key)
-    upload.end()
-    upload.wait()
-    assert bytes(obstore.get(client_of(path), path.key).bytes()) == b"".join(bytes([n]) * MIB for n in range(12))
-    assert sum("partNumber" in request.path for request in proxy.requests) == 3
+    """However much was sent; of an older one nothing changes until then."""
+    check_nothing_is_there_before_the_end(folder)
+    assert sum("partNumber" in request.path for request in proxy.requests) == 2 * 3
+
+
+def check_nothing_is_there_before_the_end(folder: StorePath) -> None:
+    """Send an object of three parts, and another in its place, and look what others see."""
+    path, size = folder / "parts.bin", 12 * MIB
+    older: bytes | None = None
+    for first in (0, 100):
+        upload = Upload(path, size)
+        for number in range(12):
+            upload.send(bytes([first + number]) * MIB)
+        if older is None:
+            with pytest.raises(FileNotFoundError):
+                obstore.head(client_of(path), path.key)
+        else:
+            assert bytes(obstore.get(client_of(path), path.key).bytes()) == older
+        upload.end()
+        upload.wait()
+        older = b"".join(bytes([first + number]) * MIB for number in range(12))
+        assert bytes(obstore.get(client_of(path), path.key).bytes()) == older
 
 
 @pytest.mark.slow

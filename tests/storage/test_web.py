@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,6 +29,8 @@ class _Web(ThreadingHTTPServer):
     folder = Path()
     word = ""
     facts: tuple[str, ...] = ("ETag", "Last-Modified")  # that answers tell
+    modified = {"": "Mon, 01 Jan 2024 00:00:00 GMT"}  # by path; of all others
+    before: Callable[[str, str], None] = staticmethod(lambda path, wanted: None)  # it answers: path, and range
     requests: list[str]
 
 
@@ -40,12 +42,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a range of a file."""
         url = urlsplit(self.path)
         self.server.requests.append(url.path)
+        self.server.before(url.path, self.headers.get("Range", ""))
         file = self.server.folder / url.path.removeprefix("/")
         if not file.is_file() or self.server.word not in url.query:
             self._send(403 if self.server.word else 404, b"", {})
             return
         data, wanted = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        facts = {"ETag": f'"{hash(data)}"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        modified = self.server.modified
+        facts = {"ETag": f'"{hash(data)}"', "Last-Modified": modified.get(url.path, modified[""])}
         facts = {name: value for name, value in facts.items() if name in self.server.facts}
         if wanted is None:
             self._send(200, data, facts)
@@ -167,3 +171,24 @@ def addresses(web: _Web) -> list[str]:
     """Return the addresses of one shard of both models."""
     name = "model-00001-of-00002.safetensors"
     return [f"http://127.0.0.1:{web.server_port}/run/step-{step}/{name}" for step in (100, 200)]
+
+
+@pytest.mark.parametrize("fact", ["ETag", "Last-Modified"])
+def test_what_is_replaced_while_it_is_read_is_an_error(web: _Web, tmp_path: Path, cli: Cli, fact: str):
+    """Known by either of the two: no bytes of two versions are mixed."""
+    web.facts = (fact,)
+    for step in (100, 200):
+        save_file({"w": torch.full((400_000,), float(step))}, tmp_path / f"step-{step}.safetensors")
+    other = (tmp_path / "step-100.safetensors").read_bytes()
+
+    def replace(path: str, wanted: str) -> None:
+        if path.endswith("step-200.safetensors") and not wanted.startswith("bytes=0-"):
+            (tmp_path / "step-200.safetensors").write_bytes(other)
+            web.modified = {**web.modified, path: "Mon, 01 Jan 2024 00:00:01 GMT"}
+
+    web.before = replace
+    named = [f"http://127.0.0.1:{web.server_port}/step-{step}.safetensors" for step in (100, 200)]
+    done = cli("average", *named, "--profile", "uniform", "-o", tmp_path / "out.safetensors")
+    assert done.code == 3, done
+    assert "step-200.safetensors: changed while it was used" in done.err
+    assert not (tmp_path / "out.safetensors").exists()

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.storage.conftest import folder, proxy, seaweed
+from tests.storage.conftest import folder, impatient, proxy, seaweed
 
-__all__ = ["folder", "proxy", "seaweed"]  # fixtures
+__all__ = ["folder", "impatient", "proxy", "seaweed"]  # fixtures

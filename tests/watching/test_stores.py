@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -22,6 +24,7 @@ from ema_cli.watching import keeping
 from ema_cli.watching.moments import alone
 from ema_cli.watching.telling import Listener
 from tests.conftest import Cli, write_hf_run, write_torch_run
+from tests.storage.proxy import Proxy, Request
 from tests.storage.stores import obstore, put
 from tests.watching.test_watch import LAWS, ONCE, contents
 
@@ -231,3 +234,76 @@ def test_it_works_in_a_bucket_of_a_real_store(folder: StorePath, tmp_path: Path,
     assert cli("verify", folder / "out", "--against", folder / "run").code == 0
     assert {name.partition("/")[0] for name in present(folder)} == {"run", "out", "out.watch"}
     assert {name.partition("/")[0] for name in present(folder / "out.watch")} == {"first.safetensors", "300ba"}
+
+
+Disturbed = Callable[[Callable[[Request], str | None]], EmaError | None]
+
+
+@pytest.fixture
+def disturbed(proxy: Proxy, folder: StorePath, tmp_path: Path, impatient: None) -> Disturbed:
+    """Return what watches two new checkpoints while faults happen, into SeaweedFS, and then without; see there."""
+    laws, run, target = LAWS["two"], tmp_path / "run", folder / "out"
+    write_torch_run(run, [100, 200])
+    watch(run, target, laws, waiting=ONCE, store_every="200ba")
+    before = present(folder)
+    write_torch_run(run, [300, 400])
+    watch(run, target, laws, waiting=ONCE, store_every="200ba")
+    after = present(folder)
+
+    def disturb(fault: Callable[[Request], str | None]) -> EmaError | None:
+        """Return the error that the faults make, if they do. What is there then is whole, and the next watch ends it.
+
+        It has the bytes of a watch that nothing disturbed.
+        """
+        for name in present(folder):
+            obstore.delete(stores.client_of(folder), (folder / name).key)
+        for name, content in before.items():
+            put(folder / name, content)
+        proxy.fault, raised = fault, None
+        try:
+            watch(run, target, laws, waiting=ONCE, store_every="200ba")
+        except EmaError as error:
+            raised = error
+        assert raised is None or (raised.exit_code in (3, 5) and str(folder) in str(raised.subject)), raised
+        proxy.fault = lambda request: None
+        assert clocks_of_releases(target) in ((), ("200ba",) * 2, ("300ba",) * 2, ("400ba",) * 2)
+        watch(run, target, laws, waiting=ONCE, store_every="200ba")
+        assert present(folder) == after
+        return raised
+
+    return disturb
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "number", "fails"), [("cut", 9, False), ("503", 4, False), ("416", 7, True), ("flip", 6, True)]
+)
+def test_a_fault_while_it_writes_is_made_good_or_an_error(
+    disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch, kind: str, number: int, fails: bool
+):
+    """Whatever it is, the next watch goes on with the same bytes."""
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    seen = count()
+    error = disturbed(lambda request: kind if request.method != "GET" and next(seen) == number else None)
+    assert (error is not None) is fails, error
+
+
+@pytest.mark.full
+def test_whatever_happens_while_it_writes_it_goes_on_with_the_same_bytes(
+    disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch
+):
+    """A hundred watches, with faults of all kinds at any request, one or several."""
+    monkeypatch.setattr(claim, "_LEASE", timedelta(0))
+    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=30))  # a busy machine is not to look like a fault
+    monkeypatch.setattr(stores, "_clients", {})
+    kinds, outcomes = ("cut", "503", "429", "500", "416", "flip"), []
+    for seed in range(100):
+        draw = random.Random(seed)
+        share = draw.choice((0.01, 0.05, 0.2))
+
+        def fault(request: Request, draw: random.Random = draw, share: float = share) -> str | None:
+            return draw.choice(kinds) if draw.random() < share else None
+
+        outcomes.append(disturbed(fault))
+    assert None in outcomes
+    assert any(outcomes)

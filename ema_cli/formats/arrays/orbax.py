@@ -10,6 +10,7 @@ from ema_cli.checkpoint import MAX_TENSORS
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.arrays.inflating import JoinedSources
+from ema_cli.formats.arrays.kvstores import NOTE
 from ema_cli.formats.arrays.numpy_types import describe
 from ema_cli.formats.arrays.trees import model_in_tree
 from ema_cli.formats.arrays.zarr import Store, load_tensorstore, note_of, open_arrays
@@ -18,7 +19,8 @@ from ema_cli.formats.shards import is_plain_name
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
 from ema_cli.formats.trainers.layouts import OPTIMIZERS
-from ema_cli.storage.location import location, walk
+from ema_cli.storage.location import location, open_for_others, walk
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.source import InputFile
 
 _MANIFEST = "manifest.ocdbt"
@@ -55,10 +57,10 @@ def open_item(folder: Path, tree: InputFile) -> Item:
     if in_ocdbt and not location(folder / _MANIFEST).info().is_file:
         raise IncompleteCheckpoint(f"has no {_MANIFEST}, which is written last", subject=folder)
     stored = [entry.path for entry in walk(folder) if entry.is_file and entry.path != tree.path]
-    files = (tree, *(location(path).open() for path in sorted(stored)))
+    files = (tree, *(open_for_others(path) for path in sorted(stored)))
     keeps_all = about.get("store_array_data_equal_to_fill_value") is True
     driver = "zarr3" if about.get("use_zarr3") is True else "zarr"
-    store = Store(str(folder.absolute()), driver, in_ocdbt, not keeps_all)
+    store = Store(folder.absolute(), driver, in_ocdbt, not keeps_all)
     root: dict[str, Any] = {}
     names = _plant(root, entries, store, tree.path)
     arrays = open_arrays(names, store, tree.path, sum(file.size for file in files))
@@ -69,7 +71,8 @@ def open_item(folder: Path, tree: InputFile) -> Item:
 
     for name, (around, key) in names.items():
         around[key] = describe(name, arrays[name].dtype, arrays[name].shape)
-    return Item(TorchFile(source, model_in_tree(root), locate_in(spans)), files, note_of(arrays.values()))
+    notes = (*note_of(arrays.values()), *((NOTE,) if isinstance(folder, StorePath) else ()))
+    return Item(TorchFile(source, model_in_tree(root), locate_in(spans)), files, notes)
 
 
 def _plant(

@@ -7,14 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Clock
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import IncompleteCheckpoint
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, no_component_error, several_models_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save.file import from_torch
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.law.time import Unit
-from ema_cli.storage.local import LocalPath
 from ema_cli.storage.location import location
 
 FORMAT = "Orbax"
@@ -38,7 +37,7 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
     Raises:
         IncompleteCheckpoint: where what is written last is missing.
         UsageError: where there are several items, and none of them is named; where tensorstore is not installed.
-        CheckpointError: for what is damaged, or does not lie in a local file system.
+        CheckpointError: for what is damaged, or lies in a store that tensorstore does not reach.
     """
     names = names_in(path)
     if _STEP in names:
@@ -46,8 +45,6 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
         if isinstance(about, dict) and _COMMITTED in about and about[_COMMITTED] is None:
             raise IncompleteCheckpoint(f"{_STEP} says that not all is written", subject=path)
     item = _item(path, options)
-    if not isinstance(location(path), LocalPath):
-        raise CheckpointError("is a checkpoint of Orbax's in a store", subject=path, hint="copy it to a local folder")
     from ema_cli.formats.arrays.orbax import open_item
 
     opened = open_item(item, location(item / TREE).open())

@@ -21,6 +21,7 @@ from ema_cli.checkpoint import MAX_ELEMENTS
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, UsageError
+from ema_cli.formats.arrays.kvstores import kvstore_of
 from ema_cli.formats.arrays.numpy_types import OTHER_SAVE
 from ema_cli.storage.source import Filled
 from ema_cli.system.memory import memory_bytes
@@ -44,15 +45,15 @@ _largest = [0]  # block that an array of this process has, in bytes
 class Store:
     """How the arrays of an item are stored."""
 
-    folder: str
+    folder: Path
     driver: str
     in_ocdbt: bool
     may_lack_blocks: bool
 
     def spec(self, name: str) -> dict[str, Any]:
         """Return what tensorstore is asked for to open an array."""
-        in_folder = {"driver": "file", "path": f"{self.folder}/{name}/"}
-        base = {"driver": "file", "path": f"{self.folder}/"}
+        base = kvstore_of(self.folder)
+        in_folder = {**base, "path": f"{base['path']}{name}/"}
         kept = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         return {
             "driver": self.driver,
@@ -177,7 +178,7 @@ def _make_context(tensorstore: Any, kept: int) -> Any:
 
 def _opened(array: ZarrArray) -> Any:
     """Return an array that is open, one of those that were used last."""
-    key = array.store.folder, array.name
+    key = str(array.store.folder), array.name
     with _lock:
         if key in _open_arrays:
             _open_arrays.move_to_end(key)

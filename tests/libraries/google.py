@@ -1,0 +1,116 @@
+"""A stand-in for Google Cloud Storage: before a server that speaks S3, what knows Google's conditions and generations.
+
+What obstore sends to Google is nearly what it sends to S3. This passes it on, and does itself what differs: an object
+has a generation, a new one each time it is put, and a request may ask for one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+
+_HOPS = {"connection", "transfer-encoding", "keep-alive", "authorization", "host"}
+_CONDITION = "x-goog-if-generation-match"
+
+
+@dataclass(slots=True)
+class Google:
+    """The stand-in.
+
+    Attributes:
+        upstream: host and port of the server that speaks S3, without signatures.
+        address: where it listens.
+        asked: the method of each request, and its path with its query.
+        conditions: the generations that requests asked for; 0 for none.
+    """
+
+    upstream: str
+    address: str = ""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    conditions: list[int] = field(default_factory=list)
+    generations: dict[str, int] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=lambda: count(1_000_000))
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    google: Google
+
+    def handle_any(self) -> None:
+        """Pass a request on, if the generation is the one that it asks for."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        google, key = self.google, self.path.partition("?")[0]
+        google.asked.append((self.command, self.path))
+        wanted = self.headers.get(_CONDITION)
+        if wanted is None:
+            self._pass(key, body)
+            return
+        with google.lock:
+            google.conditions.append(int(wanted))
+            if int(wanted) == google.generations.get(key, 0):
+                self._pass(key, body)
+            else:
+                self._answer(412, {}, b"<Error><Message>the generation is another one</Message></Error>")
+
+    def _pass(self, key: str, body: bytes) -> None:
+        google = self.google
+        upstream = http.client.HTTPConnection(google.upstream, timeout=60)
+        headers = {
+            name.replace("x-goog-copy-source", "x-amz-copy-source"): value
+            for name, value in self.headers.items()
+            if name.lower() not in _HOPS and name.lower() != _CONDITION
+        }
+        with closing(upstream):
+            upstream.request(self.command, self.path, body, headers)
+            answer = upstream.getresponse()
+            content = answer.read()
+        with google.lock:
+            if answer.status < 300 and self._makes():
+                google.generations[key] = next(google.numbers)
+            elif answer.status < 300 and self.command == "DELETE" and "uploadId" not in self.path:
+                google.generations.pop(key, None)
+            told = {"x-goog-generation": str(google.generations[key])} if key in google.generations else {}
+        self._answer(answer.status, {**dict(answer.getheaders()), **told}, content)
+
+    def _makes(self) -> bool:
+        """Return whether the request puts an object in its place."""
+        is_part = "partNumber" in self.path
+        return (self.command == "PUT" and not is_part) or (self.command == "POST" and "uploadId" in self.path)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - so http.server calls them
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        headers = {name: value for name, value in headers.items() if name.lower() not in _HOPS}
+        if self.command != "HEAD":
+            headers["Content-Length"] = str(len(body))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def running_google(upstream: str) -> Iterator[Google]:
+    """Yield a stand-in before the server at `upstream`, which is host:port."""
+    google = Google(upstream)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"google": google}))
+    server.daemon_threads = True
+    google.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield google
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
