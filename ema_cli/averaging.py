@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -29,7 +28,7 @@ from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
 from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
 from ema_cli.system.memory import peak_bytes
-from ema_cli.system.progress import ProgressCallback, no_progress
+from ema_cli.system.progress import ProgressCallback, no_progress, part_of
 from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.output_options import OutputKeywords, OutputOptions
 from ema_cli.writing.record import Record
@@ -125,11 +124,7 @@ def perform(
     if max_memory is not None:
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
-    check_twins(job.plans)
-    for plan in job.plans:
-        check_copies(plan)
-        check_averages_move(plan)
-    check_alphas(job.checkpoints)
+    check_values(job)
     notes = check_stored_sums(job.checkpoints, threads, replaceable=True) if recording.checksum else []
     if averages_statistics(name for name in job.tensors if name not in job.copied):
         notes.append(STATISTICS_NOTE)
@@ -145,9 +140,9 @@ def perform(
         total = sum(each.job.bytes_to_read for each in passes)
         publishes = parts is None or parts.make(passes, job, record, progress)
         for each in passes if publishes else ():
-            report = partial(_report, progress, made.bytes_read, total) if parts is None else no_progress
+            report = part_of(progress, made.bytes_read, total) if parts is None else no_progress
             make_pass(each, staging, job.target, record, recording, made, sharing or fold_here, report)
-        _check_unchanged(job)
+        check_unchanged(job)
         if publishes:
             publish_outputs(job, staging)
     for output, factored in zip(job.outputs, made.factored, strict=bool(made.factored)):
@@ -190,11 +185,6 @@ def _sharing(
     return parts, parts
 
 
-def _report(progress: ProgressCallback, before: int, total: int, read: int, _: int) -> None:
-    """Report what one pass has read after those before it, and what all read."""
-    progress(before + read, total)
-
-
 def _jumps(job: Job, samples: WeightSamples) -> list[str]:
     """Return a note where the weights show checkpoints of another run; averages that were stored are no run."""
     if any(plan.approximation is not None for plan in job.plans):
@@ -216,7 +206,20 @@ def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples
     )
 
 
-def _check_unchanged(job: Job) -> None:
+def check_values(job: Job) -> None:
+    """Check what a few values of the checkpoints tell: that no two are alike, and what else is no run to be averaged.
+
+    Raises:
+        CheckpointError, RunError: as `average`.
+    """
+    check_twins(job.plans)
+    for plan in job.plans:
+        check_copies(plan)
+        check_averages_move(plan)
+    check_alphas(job.checkpoints)
+
+
+def check_unchanged(job: Job) -> None:
     """Raise a CheckpointError if an input changed while it was read."""
     inputs = [file for checkpoint in job.checkpoints for file in checkpoint.files]
     for source in (*inputs, *(source for output in job.outputs for source in output.sources)):

@@ -111,9 +111,17 @@ def write_readymade(job: Job, passes: Sequence[Pass], record: Record, recording:
 
 
 def fold_here(
-    part: Pass, folders: Sequence[Path], sender: Sender | None, record: Record | None, progress: ProgressCallback
+    part: Pass,
+    folders: Sequence[Path],
+    sender: Sender | None,
+    record: Record | None,
+    progress: ProgressCallback,
+    *,
+    synced: bool = True,
 ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
     """Fold into the files of all outputs; return what was done, and of each output the size and sum of its files.
+
+    Unless `synced`, the disk need not have them yet. There are no sums without a `record`.
 
     The tables for it are gone afterwards: reading back takes as much again.
     """
@@ -122,7 +130,7 @@ def fold_here(
         allow_descriptors(sum(len(output.files) for output in job.outputs))
         sinks = []
         for output, folder in zip(job.outputs, folders, strict=True):
-            sinks.append(make_sink(output, folder, summed=record is not None, sender=sender))
+            sinks.append(make_sink(output, folder, summed=record is not None, synced=synced, sender=sender))
             stack.callback(sinks[-1].close)
         checksums = record.checksums if record is not None else None
         folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)

@@ -35,6 +35,7 @@ class OutputStream:
     Args:
         path: where; nothing may be there yet.
         summed: whether to keep its sha256 up to date while it is written. Then no byte may be written twice.
+        synced: whether the disk has to have it in the end; of one that will be removed soon it need not.
         shared: whether others write into it, too: then it may be there.
         stretch: the bytes of a shared file, from and to, that are written here; of them `crc32` is kept, not sha256.
 
@@ -43,7 +44,13 @@ class OutputStream:
     """
 
     def __init__(
-        self, path: Path, *, summed: bool = True, shared: bool = False, stretch: tuple[int, int] | None = None
+        self,
+        path: Path,
+        *,
+        summed: bool = True,
+        synced: bool = True,
+        shared: bool = False,
+        stretch: tuple[int, int] | None = None,
     ) -> None:
         self.path = path
         self._begin, self._end = stretch if stretch is not None else (0, -1)  # -1: where the file ends
@@ -53,6 +60,7 @@ class OutputStream:
         checksum = None if stretch is None else Crc32()
         read_own = partial(self._read_from, self._begin)
         self._sum = RunningChecksum(read_own, checksum) if summed else None
+        self._synced = synced
         self._unsynced = 0  # bytes that the disk has not been asked for
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # one writes at a time: in the system, others would spin until it is done
@@ -80,7 +88,7 @@ class OutputStream:
             self._unsynced += len(data)
             if is_much := self._unsynced >= _UNSYNCED_BYTES:
                 self._unsynced = 0
-        if is_much:
+        if is_much and self._synced:
             _start_writing(self._descriptor)
 
     def note(self, begin: int, end: int) -> None:
@@ -115,9 +123,10 @@ class OutputStream:
             self._sum.give_up()
 
     def sync(self) -> None:
-        """Wait until the disk has all of it. Some disks report only now that they are full."""
-        with output_errors(self.path):
-            os.fsync(self._descriptor)
+        """Wait until the disk has all of it, if it has to. Some disks report only now that they are full."""
+        if self._synced:
+            with output_errors(self.path):
+                os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -147,13 +156,13 @@ def _sync_file_range() -> Callable[[int, int, int, int], object] | None:
 
 
 @contextmanager
-def new_file(path: Path, *, summed: bool = True) -> Iterator[OutputStream]:
-    """Yield a new file to write into. It is on the disk when the block ends well, and closed in any case.
+def new_file(path: Path, *, summed: bool = True, synced: bool = True) -> Iterator[OutputStream]:
+    """Yield a new file to write into: on the disk, if `synced`, when the block ends well, and closed in any case.
 
     Raises:
         OutputError: where it cannot be written.
     """
-    stream = OutputStream(path, summed=summed)
+    stream = OutputStream(path, summed=summed, synced=synced)
     try:
         yield stream
         stream.sync()
@@ -161,13 +170,15 @@ def new_file(path: Path, *, summed: bool = True) -> Iterator[OutputStream]:
         stream.close()
 
 
-def write_file(path: Path, blocks: Iterable[bytes | memoryview]) -> WrittenFile:
+def write_file(
+    path: Path, blocks: Iterable[bytes | memoryview], *, summed: bool = True, synced: bool = True
+) -> WrittenFile:
     """Write a file block by block.
 
     Raises:
         OutputError: where it cannot be written.
     """
-    with new_file(path) as stream:
+    with new_file(path, summed=summed, synced=synced) as stream:
         position = 0
         for block in blocks:
             stream.write(position, block)

@@ -9,3 +9,8 @@ ProgressCallback = Callable[[int, int], None]  # called now and then, with the b
 
 def no_progress(done: int, total: int) -> None:
     """Ignore the progress: the default of each task that reports it."""
+
+
+def part_of(progress: ProgressCallback, before: int, total: int) -> ProgressCallback:
+    """Return what a part of the work reports to, which comes after `before` bytes of `total` in all."""
+    return lambda done, _: progress(before + done, total)

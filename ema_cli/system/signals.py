@@ -47,11 +47,6 @@ def note_publication() -> None:
     _published.set()
 
 
-def note_nothing_published() -> None:
-    """Note that what was put in its place so far is only for the time of the work, and goes with it."""
-    _published.clear()
-
-
 def last_words(number: int) -> str:
     """Return what a user reads who ended the program; nothing where the terminal went away."""
     if number == signal.SIGHUP:

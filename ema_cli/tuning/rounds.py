@@ -175,16 +175,17 @@ class Rounds:
         """Make candidates, as many at once as there is room for, and evaluate them; the best so far is kept."""
         left = dict(plans)
         while left:
+            best = self.best()
+            self.workshop.keep(None if best is None else best.same_as or best.name)
             first = next(iter(left.values()))
-            of_one_run = ((name, plan) for name, plan in left.items() if _of_one_run(plan, first))
-            batch = dict(islice(of_one_run, self.workshop.room(first)))
+            of_one_run = {name: plan for name, plan in left.items() if _of_one_run(plan, first)}
+            largest = max(of_one_run.values(), key=lambda plan: len(plan.read))  # it names what it was made of
+            batch = dict(islice(of_one_run.items(), self.workshop.room(largest)))
             left = {name: plan for name, plan in left.items() if name not in batch}
             with self.watcher.reading() as progress:
                 self.workshop.make(batch, progress)
             for result in self._judged(batch):
                 self._note(result)
-            best = self.best()
-            self.workshop.keep(best.name if best else None)
 
     def _judged(self, names: Iterable[str]) -> Iterator[Result]:
         """Yield the result of each candidate as it comes."""
@@ -207,7 +208,7 @@ class Rounds:
 
     def _judge(self, name: str) -> Result:
         """Return the result of one candidate."""
-        path = self.workshop.made[name].absolute()
+        path = self.workshop.made[name].path.absolute()
         try:
             values = [self.evaluation.evaluate(path, name) for _ in range(self.evaluation.repeats)]
         except EvaluationFailed as error:

@@ -17,7 +17,6 @@ from ema_cli.planning.series import make_series
 from ema_cli.preparing import prepare
 from ema_cli.runs.run import Run
 from ema_cli.storage.location import location
-from ema_cli.system.progress import no_progress
 from ema_cli.tuning.asked import Asked
 from ema_cli.tuning.journal import Journal
 from ema_cli.tuning.metric import as_metric
@@ -190,8 +189,6 @@ def perform(
         return replace(tuned, problem=problem)
     name = best.same_as or best.name
     plan = rounds.plans[name]
-    if name not in workshop.made:  # as it was evaluated before an interruption, or there was no room to keep it
-        workshop.make({name: plan}, no_progress)
     row: TuneRow = {
         "command": evaluation.command,
         "metric": evaluation.metric,
@@ -199,7 +196,7 @@ def perform(
         "winner": best.name,
         "candidates": [result.to_dict() for result in results],
     }
-    workshop.publish(name, row, force=force)
+    workshop.publish(name, plan, row, force=force)
     return replace(tuned, plan=plan)
 
 

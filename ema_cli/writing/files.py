@@ -97,19 +97,22 @@ class _TensorFile:
 class FileSink(OpenFiles):
     """Writes the tensors of one average into its files, in any order; a `Sink`."""
 
-    def __init__(self, output: Output, folder: Path, *, summed: bool, sender: Sender | None = None) -> None:
+    def __init__(
+        self, output: Output, folder: Path, *, summed: bool, synced: bool = True, sender: Sender | None = None
+    ) -> None:
         """Make the files in `folder`, and write their headers.
 
         Args:
             output: the average.
             folder: where its files are made.
             summed: whether to keep their sha256 up to date while they are written.
+            synced: whether the disk has to have them in the end.
             sender: makes what sends them to a store instead; None where they are made in the folder.
 
         Raises:
             OutputError: where a file cannot be written.
         """
-        super().__init__(folder, summed=summed, sender=sender)
+        super().__init__(folder, summed=summed, synced=synced, sender=sender)
         self._files: list[_TensorFile] = []  # no table of all names: of many averages each has a sink
         self._last = 0  # the number of the file that had the last tensor
         try:
@@ -151,17 +154,20 @@ class FileSink(OpenFiles):
         return self._files[last]
 
 
-def make_sink(output: Output, folder: Path, *, summed: bool, sender: Sender | None = None) -> FileSink | PieceSink:
+def make_sink(
+    output: Output, folder: Path, *, summed: bool, synced: bool = True, sender: Sender | None = None
+) -> FileSink | PieceSink:
     """Return the sink that writes an average into its files, which it makes in `folder`, or through `sender`.
 
     Raises:
         OutputError: where a file cannot be written.
     """
     if output.likeness is None:
-        return FileSink(output, folder, summed=summed, sender=sender)
+        return FileSink(output, folder, summed=summed, synced=synced, sender=sender)
     from ema_cli.writing.piece_sink import PieceSink  # which most averages do not need
 
-    return PieceSink(output.likeness.files, output.likeness.pieces, folder, summed=summed, sender=sender)
+    files, places = output.likeness.files, output.likeness.pieces
+    return PieceSink(files, places, folder, summed=summed, synced=synced, sender=sender)
 
 
 def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]], threads: int) -> list[str]:
@@ -191,7 +197,7 @@ def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]],
 
 
 def write_small_files(
-    output: Output, folder: Path, sender: Sender | None = None, *, summed: bool = True
+    output: Output, folder: Path, sender: Sender | None = None, *, summed: bool = True, synced: bool = True
 ) -> dict[str, WrittenFile]:
     """Write the files without tensors: configuration, index, model card, side files; return them by name.
 
@@ -200,6 +206,7 @@ def write_small_files(
         folder: where they are made.
         sender: makes what sends large ones to a store instead; None where all are made in the folder.
         summed: whether the sums of those are wanted.
+        synced: whether the disk has to have them in the end; else no sums are taken at all.
 
     Raises:
         OutputError: where one cannot be written.
@@ -208,7 +215,7 @@ def write_small_files(
     written: dict[str, WrittenFile] = {}
     for name, text in output.texts.items():
         location((folder / name).parent).make_folder()
-        written[name] = write_file(folder / name, [text])
+        written[name] = write_file(folder / name, [text], summed=synced, synced=synced)
     for name, source in output.copies.items():
         whole = FileRegion(source, 0, source.size)
         if sender is not None and is_large(source):
@@ -217,7 +224,7 @@ def write_small_files(
             written[name] = WrittenFile(source.size, stream.sha256())
             continue
         location((folder / name).parent).make_folder()
-        written[name] = write_file(folder / name, pieces(whole))
+        written[name] = write_file(folder / name, pieces(whole), summed=synced, synced=synced)
     return written
 
 

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 class OpenFiles:
     """New files in a folder, in the order in which they were made."""
 
-    def __init__(self, folder: Path, *, summed: bool, sender: Sender | None = None) -> None:
+    def __init__(self, folder: Path, *, summed: bool, synced: bool = True, sender: Sender | None = None) -> None:
         """Take what all files have in common.
 
         Args:
             folder: where they are made.
             summed: whether to keep the sha256 of each up to date while it is written.
+            synced: whether the disk has to have them in the end.
             sender: makes what sends them to a store instead; None where they are made in the folder.
         """
         self.folder = folder
-        self.summed = summed
+        self.summed, self.synced = summed, synced
         self._sender = sender
         self.streams: list[OutputStream | StoreStream] = []
 
@@ -54,7 +55,7 @@ class OpenFiles:
         """
         path = self.folder / name
         location(path.parent).make_folder()
-        stream = OutputStream(path, summed=self.summed)
+        stream = OutputStream(path, summed=self.summed, synced=self.synced)
         self.streams.append(stream)
         return stream
 

@@ -33,6 +33,7 @@ class PieceSink(OpenFiles):
         folder: Path,
         *,
         summed: bool,
+        synced: bool = True,
         sender: Sender | None = None,
     ) -> None:
         """Make the files in `folder`.
@@ -42,12 +43,13 @@ class PieceSink(OpenFiles):
             pieces: where each averaged tensor goes.
             folder: where the files are made.
             summed: whether to keep their sha256 up to date while they are written.
+            synced: whether the disk has to have them in the end.
             sender: makes what sends them to a store instead; None where they are made in the folder.
 
         Raises:
             OutputError: where a file cannot be made.
         """
-        super().__init__(folder, summed=summed, sender=sender)
+        super().__init__(folder, summed=summed, synced=synced, sender=sender)
         self._pieces = pieces
         # By the original: the copy, and where its bytes go.
         self._files: dict[Path, tuple[_Stream, Frame]] = {}

@@ -40,6 +40,18 @@ def test_where_the_system_cannot_begin_early_the_file_is_the_same(tmp_path: Path
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "usual").read_bytes() == PART * 2
 
 
+def test_of_a_file_that_will_be_removed_soon_the_disk_is_asked_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither while it is written nor in the end; any other is waited for."""
+    asked: list[int] = []
+    monkeypatch.setattr(output_stream, "_start_writing", asked.append)
+    monkeypatch.setattr(output_stream.os, "fsync", asked.append)
+    write_file(tmp_path / "x", [PART] * 20, summed=False, synced=False)
+    assert not asked
+    assert (tmp_path / "x").read_bytes() == PART * 20
+    write_file(tmp_path / "y", [PART] * 20)
+    assert len(asked) == 2
+
+
 def test_a_file_that_is_not_summed_has_no_sum(tmp_path: Path):
     """It is empty."""
     stream = OutputStream(tmp_path / "x", summed=False)

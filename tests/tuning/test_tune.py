@@ -15,32 +15,25 @@ from safetensors.torch import load_file
 from ema_cli import Recipe, Time, average, make_plan, open_run, tune
 from ema_cli.errors import GateError, OutputError, UsageError
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.manifest.sums import manifest_path
 from ema_cli.storage import staging
 from ema_cli.storage.folder_locks import is_held_by_another
 from ema_cli.tuning.results import LAST
 from tests.conftest import write_hf_run, write_torch_run
+from tests.tuning.evaluations import asked, contents
 
 STEPS = range(100, 2001, 100)
 
 
 def recorded(metric: Callable[[float], float], last: float = 1e9) -> tuple[list[str], Callable[[Path], float]]:
-    """Return names as they are evaluated, and an evaluation that knows the answer from the manifest of a candidate."""
+    """Return names as they are evaluated, and an evaluation that knows the answer from the mark of a candidate."""
     names: list[str] = []
 
     def evaluate(path: Path) -> float:
-        recipe = read_manifest(manifest_path(path, is_folder=path.is_dir()))["recipe"]
-        names.append(recipe["half_life"] or LAST)
-        return last if recipe["half_life"] is None else metric(float(Time.parse(recipe["half_life"]).value))
+        recipe = asked(path)
+        names.append(recipe.get("half_life", LAST))
+        return metric(float(Time.parse(recipe["half_life"]).value)) if "half_life" in recipe else last
 
     return names, evaluate
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file in a folder, but for manifest and sums."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    own = ("ema-manifest.json", "SHA256SUMS")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.name not in own}
 
 
 @pytest.mark.parametrize("half_lives", [["200ba", "400ba"], ["200ba"]])
@@ -251,8 +244,8 @@ def test_a_series_from_python(tmp_path: Path):
     run = open_run([tmp_path / "run"])
 
     def evaluate(path: Path) -> float:
-        recipe = read_manifest(manifest_path(path, is_folder=path.is_dir()))["recipe"]
-        return 9.0 if recipe["stop"] is None else abs(float(Time.parse(recipe["stop"]).value) - 600) / 1000
+        recipe = asked(path)
+        return 9.0 if "stop" not in recipe else abs(float(Time.parse(recipe["stop"]).value) - 600) / 1000
 
     tuned = tune(run, tmp_path / "best", evaluate=evaluate, half_lives=["200ba", "400ba"], series_every="300ba")
     assert tuned.best is not None
@@ -272,8 +265,8 @@ def test_windows_from_python(tmp_path: Path):
     run = open_run([tmp_path / "run"])
 
     def evaluate(path: Path) -> float:
-        recipe = read_manifest(manifest_path(path, is_folder=path.is_dir()))["recipe"]
-        return {None: 9.0, "500ba": 1.0, "900ba": 2.0}[recipe["window"]]
+        recipe = asked(path)
+        return {None: 9.0, "500ba": 1.0, "900ba": 2.0}[recipe.get("window")]
 
     windows = {"profile": "cosine", "windows": ["900ba", "500ba"]}
     tuned = tune(run, tmp_path / "best", evaluate=evaluate, **windows)  # type: ignore[arg-type]
