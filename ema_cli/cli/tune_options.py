@@ -201,7 +201,8 @@ Examples: among some; in a range
   ema-cli tune ckpts/ --between 10ba 9000ba --eval './eval {path}' -o best
 
 The last checkpoint is always evaluated, as the bar to beat. {path} is a file or folder as --output would be, and \
-EMA_PATH and EMA_HALF_LIFE, EMA_WINDOW or EMA_EXTRAPOLATE say the same in the environment. \
+EMA_PATH and EMA_HALF_LIFE, EMA_WINDOW or EMA_EXTRAPOLATE say the same in the environment: "last" for the last \
+checkpoint. \
 Results and what the command prints are kept in OUT.tune; of an output in a bucket, in the working folder. \
 The same line once more goes on where it was interrupted."""
 

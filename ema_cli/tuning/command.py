@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import field
 from pathlib import Path
@@ -17,10 +17,12 @@ from typing import IO
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
+from ema_cli.law.time import Time
 from ema_cli.tuning.metric import EvaluationFailed, read_metric
 from ema_cli.tuning.results import LAST, name_parts
 
 PLACEHOLDER = "{path}"
+_ABOUT = "EMA_"  # before the name of a variable that says what is evaluated
 _MOST_BYTES = 1 << 20  # of the output's end, in which the metric is looked for
 _LAST_LINES, _MOST_CHARS = 3, 300  # of what a command that fails has printed
 
@@ -36,6 +38,8 @@ class Command:
         timeout: the most seconds that one evaluation may take.
         devices: one of these at a time is what an evaluation sees of the accelerators; none to leave them as they are.
         logs: the folder for what it prints: NAME.out and NAME.err.
+        setting: the option in which candidates differ; that of the last checkpoint is `last`.
+        last_clock: the clock of the last checkpoint where candidates have one each, as those of a series.
 
     Raises:
         UsageError: for a command that is empty, or whose program is not there.
@@ -47,6 +51,8 @@ class Command:
     shell: bool = False
     timeout: float | None = None
     devices: Sequence[str] = ()
+    setting: str = "half_life"
+    last_clock: Time | None = None
     _free: SimpleQueue[str] = field(default_factory=SimpleQueue)
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -72,7 +78,7 @@ class Command:
             EvaluationFailed: where the command fails, prints no metric, or takes too long.
         """
         with ExitStack() as stack:
-            environment = {**os.environ, "EMA_PATH": str(path), **_about(name)}
+            environment = {**_others(os.environ), "EMA_PATH": str(path), **self._about(name)}
             if self.devices:
                 device = self._free.get()
                 stack.callback(self._free.put, device)
@@ -94,6 +100,13 @@ class Command:
             self._stopped = True
             for process in self._running:
                 _end(process)
+
+    def _about(self, name: str) -> dict[str, str]:
+        """Return what the environment of an evaluation says of a candidate: the same names for the last checkpoint."""
+        setting, clock = name_parts(name)
+        clock = self.last_clock if setting is None else clock
+        own = {f"{_ABOUT}{self.setting.upper()}": LAST if setting is None else setting.text}
+        return own if clock is None else {**own, f"{_ABOUT}CLOCK": str(clock)}
 
     def _words(self, path: Path) -> list[str]:
         if self.shell:
@@ -129,11 +142,10 @@ class Command:
                 self._running.discard(process)
 
 
-def _about(name: str) -> dict[str, str]:
-    """Return what the environment of an evaluation says of a candidate."""
-    setting, clock = name_parts(name)
-    own = {"EMA_HALF_LIFE": LAST} if setting is None else {f"EMA_{setting.option.upper()}": setting.text}
-    return own if clock is None else {**own, "EMA_CLOCK": str(clock)}
+def _others(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what an environment holds but for what may have been said of another candidate."""
+    own = {f"{_ABOUT}{name}" for name in ("HALF_LIFE", "WINDOW", "EXTRAPOLATE", "CLOCK")}
+    return {name: value for name, value in environment.items() if name not in own}
 
 
 def _signal_name(number: int) -> str:

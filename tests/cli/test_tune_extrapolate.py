@@ -16,9 +16,9 @@ from tests.conftest import Cli, write_torch_run
 # A valley along the line, and the last checkpoint far above it. It counts its calls.
 VALLEY = """
 import os
-name = os.environ.get('EMA_EXTRAPOLATE')
-open('calls', 'a').write(str(name) + chr(10))
-print(9.0 if name is None else (float(name) - 0.37) ** 2)
+name = os.environ['EMA_EXTRAPOLATE']
+open('calls', 'a').write(name + chr(10))
+print(9.0 if name == 'last' else (float(name) - 0.37) ** 2)
 """
 COMMAND = f"{sys.executable} -ISc {shlex.quote(VALLEY)} {{path}}"
 

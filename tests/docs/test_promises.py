@@ -1,4 +1,4 @@
-"""Each sentence on `verify`, `watch`, series, laws and buckets, and in SECURITY.md, has tests that prove it."""
+"""Each sentence on `verify`, `tune`, `watch`, series, laws and buckets, and in SECURITY.md, has tests that prove it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.docs.pages import DOCS, ROOT, table
 from tests.docs.promised.buckets import IN_BUCKETS
 from tests.docs.promised.laws import GIVEN, LAWS, ROWS
 from tests.docs.promised.series import SERIES
+from tests.docs.promised.tune import TUNE
 from tests.docs.promised.verify import PROMISED, VERIFY
 from tests.docs.promised.watching import WATCHING
 
@@ -61,6 +62,15 @@ def of_buckets() -> list[str]:
     return [*rows, *(part for part in parts if part and not part.startswith(("|", "console"))), *items(watching)]
 
 
+def of_tune() -> list[str]:
+    """Return the sentences on `tune`, each by itself; links by their words."""
+    text = _FENCE.sub("\n", (HOW_TO / "choose-a-half-life.md").read_text("utf-8"))
+    text = text.split("\n## 3. Let your evaluation choose\n")[1].split("\n## ")[0].replace("`", "")
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+    parts = re.split(r"\n\n+|^- ", text, flags=re.MULTILINE)
+    return [each for part in parts for each in re.split(r"(?<=[.:]) (?=[A-Z-])", " ".join(part.split())) if each]
+
+
 def starting(sentence: str, known: dict[str, list[str]]) -> Iterator[str]:
     return (beginning for beginning in known if sentence.startswith(beginning))
 
@@ -68,6 +78,7 @@ def starting(sentence: str, known: dict[str, list[str]]) -> Iterator[str]:
 CLAIMS = {
     "verify": (of_verify(), VERIFY),
     "SECURITY.md": (items(section(SECURITY, "What is promised")), PROMISED),
+    "tune": (of_tune(), TUNE),
     "watch": (paragraphs(HOW_TO / "keep-up-with-a-training.md"), WATCHING),
     "series": (paragraphs(HOW_TO / "series.md"), SERIES),
     "weights of your own": (paragraphs(HOW_TO / "weights-of-your-own.md"), GIVEN),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ema_cli.errors import UsageError
+from ema_cli.law.time import Time
 from ema_cli.tuning.command import Command
 from ema_cli.tuning.metric import EvaluationFailed
 
@@ -37,6 +38,28 @@ def test_it_gets_the_path_as_a_word_and_in_the_environment(tmp_path: Path):
     evaluate = command(code, tmp_path, "{path}")
     assert evaluate(tmp_path / "a b", "50ba") == 7
     assert (tmp_path / "50ba.out").read_text() == "True 50ba 7\n"
+
+
+@pytest.mark.parametrize("setting", ["half_life", "window", "extrapolate"])
+def test_the_last_checkpoint_has_the_variables_of_the_others(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever is chosen: an evaluation may ask for one variable alone. What is said of another is not passed on."""
+    for name in ("HALF_LIFE", "WINDOW", "EXTRAPOLATE", "CLOCK"):
+        monkeypatch.setenv(f"EMA_{name}", "of another")
+    code = "import os; print(*sorted(f'{k}={v}' for k, v in os.environ.items() if k.startswith('EMA_')), 7)"
+    evaluate = command(code, tmp_path, setting=setting)
+    names = {"half_life": "50ba", "window": "linear-50ba", "extrapolate": "x0.5"}
+    values = {"half_life": "50ba", "window": "50ba", "extrapolate": "0.5"}
+    for name, value in ((names[setting], values[setting]), ("last", "last")):
+        evaluate(tmp_path, name)
+        told = (tmp_path / f"{name}.out").read_text().split()[:-1]
+        assert set(told) == {f"EMA_PATH={tmp_path}", f"EMA_{setting.upper()}={value}"}
+    evaluate = command(code, tmp_path, setting=setting, last_clock=Time.parse("900ba"))
+    evaluate(tmp_path, "last")
+    assert "EMA_CLOCK=900ba" in (tmp_path / "last.out").read_text().splitlines()[-1]
+    evaluate(tmp_path, f"{names[setting]}-at-300ba")
+    assert "EMA_CLOCK=300ba" in (tmp_path / f"{names[setting]}-at-300ba.out").read_text()
 
 
 def test_nothing_is_expanded_without_a_shell_and_the_shell_gets_a_quoted_path(tmp_path: Path):

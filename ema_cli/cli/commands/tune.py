@@ -124,7 +124,7 @@ def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = Fa
     named = request.target or _default_target(first, request.output)
     job = prepare([first], named, request.output, force=request.force)
     target = job.target  # in the form of the input it is a file or a folder as that is
-    command = _command(request.evaluation, _results_folder(target))
+    command = _command(request, last, _results_folder(target))
     evaluation = Evaluation(
         command,
         maximize=request.evaluation.maximize,
@@ -231,7 +231,8 @@ def _results_folder(target: Target) -> Path:
     return Path(folder.name) if isinstance(folder, StorePath) else folder
 
 
-def _command(evaluation: EvaluationOptions, logs: Path) -> Command:
+def _command(request: TuneRequest, last: Plan | None, logs: Path) -> Command:
+    evaluation = request.evaluation
     if evaluation.command is None:
         raise UsageError(
             "which evaluation?",
@@ -241,7 +242,16 @@ def _command(evaluation: EvaluationOptions, logs: Path) -> Command:
     devices = [] if evaluation.devices is None else [device.strip() for device in evaluation.devices.split(",")]
     if not all(devices):
         raise UsageError(f"'{evaluation.devices}' names no device somewhere", option="devices", hint="as 0,1")
-    return Command(evaluation.command, evaluation.metric, logs, evaluation.shell, evaluation.timeout, devices)
+    return Command(
+        evaluation.command,
+        evaluation.metric,
+        logs,
+        evaluation.shell,
+        evaluation.timeout,
+        devices,
+        request.asked.widest.option,
+        last.entries[-1].clock if last is not None and request.series is not None else None,
+    )
 
 
 def _what(request: TuneRequest, evaluation: Evaluation, inputs: Sequence[Checkpoint], target: Target) -> dict[str, Any]:
