@@ -13,18 +13,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-_MOST_BYTES = 24 << 20  # of all that is kept, about, unless the last value alone takes more
+_MOST_BYTES = 24 << 20  # of all that is kept, about, besides one value that alone takes more
 
 T = TypeVar("T")
 
 
 class Before:
-    """Results by their class and a key; those that were used longest ago make room for others. Safe in threads."""
+    """Results by their class and a key; those that were used longest ago make room for others. Safe in threads.
+
+    One that alone takes more than all others may makes room for a larger one only: a model in hundreds of thousands of
+    pieces takes longest to make anew. Pickled, as on its way to a worker, this is empty.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[type[Any], Hashable], tuple[Any, int]] = OrderedDict()
         self._nbytes = 0
+
+    def __reduce__(self) -> tuple[type[Before], tuple[()]]:
+        return Before, ()
 
     def get(self, kind: type[T], key: Hashable) -> T | None:
         """Return what was kept of a class under a key, None where nothing was, or it had to make room."""
@@ -42,8 +49,18 @@ class Before:
         with self._lock:
             self._nbytes += nbytes - self._kept.pop(place, (None, 0))[1]
             self._kept[place] = value, nbytes
-            while self._nbytes > _MOST_BYTES and len(self._kept) > 1:
-                self._nbytes -= self._kept.popitem(last=False)[1][1]
+            if self._nbytes > _MOST_BYTES:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        largest = max(self._kept, key=lambda place: self._kept[place][1])
+        size = self._kept[largest][1]
+        most = _MOST_BYTES + (size if size > _MOST_BYTES else 0)
+        for place in list(self._kept):
+            if self._nbytes <= most:
+                return
+            if place != largest or size <= _MOST_BYTES:
+                self._nbytes -= self._kept.pop(place)[1]
 
     def one(self, make: Callable[[], T], kind: type[T], nbytes: int) -> T:
         """Return the one value of a class that a run has; it is made on first use, and takes about so many bytes."""

@@ -31,7 +31,7 @@ def test_a_value_is_kept_under_its_class_and_a_key() -> None:
 
 
 def test_what_was_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most so many bytes are kept, and the last value in any case."""
+    """At most so many bytes are kept, besides one value that alone takes more: no small one drives it out."""
     monkeypatch.setattr(module, "_MOST_BYTES", 30)
     before = Before()
     for number in range(3):
@@ -40,7 +40,10 @@ def test_what_was_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) -
     before.keep(3, 3, 10)
     assert [before.get(int, number) for number in range(4)] == [0, None, 2, 3]
     before.keep(4, 4, 31)
-    assert [before.get(int, number) for number in range(5)] == [None, None, None, None, 4]
+    before.keep(5, 5, 1)
+    assert [before.get(int, number) for number in range(6)] == [None, None, 2, 3, 4, 5]
+    before.keep(6, 6, 32)
+    assert [before.get(int, number) for number in range(7)] == [None, None, None, None, None, 5, 6]
 
 
 def test_nothing_is_kept_of_a_run_that_is_open(tmp_path: Path) -> None:

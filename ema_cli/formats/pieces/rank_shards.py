@@ -9,127 +9,174 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from hashlib import blake2b
 from itertools import pairwise
-from json import JSONDecoder
 from math import prod
-from operator import add, itemgetter
+from operator import add
 from pathlib import Path
 
 from ema_cli.checkpoint import MAX_ELEMENTS, MAX_TENSORS, SpecTable, TensorSpec
 from ema_cli.dataclass import dataclass
-from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
-from ema_cli.formats.boxes import CoverCheck, Damaged, Shape
-from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, boxes_in
-from ema_cli.formats.safetensors.header import SafetensorsTensors, header_text, read_header
-from ema_cli.formats.safetensors.offsets import SHARDING_INFO, saved_offsets
+from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box
+from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable
+from ema_cli.formats.safetensors.header import SafetensorsTensors, header_digest, header_text, read_header
+from ema_cli.formats.safetensors.offsets import SHARDING_INFO, OffsetReader
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
 _OTHER_SAVES = "the files of the folder are of different saves, or one is damaged: bring whole copies of all of them"
-_METADATA = b'{"__metadata__":'  # with which a header begins that has any
 _NAME_BYTES = 400  # that the tables of a tensor take, about
 
 
-@dataclass(slots=True)
-class _Pieces:
-    """The pieces of a tensor.
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """Files with the same tensors, as far as their own headers tell: those of most ranks.
 
     Attributes:
-        dtype, dimensions: of the first.
-        numbers: for each that of its file, its first byte there, its offsets and its lengths.
+        specs: the pieces.
+        begins: where the bytes of each begin behind the header.
+        files: the numbers of the files.
+        headers: the size of the header of each file.
+        offsets: of each file where its pieces begin in whole tensors, one after the other.
     """
 
-    dtype: DType
-    dimensions: int
-    numbers: array[int] = field(default_factory=lambda: array("q"))
+    specs: Mapping[str, TensorSpec]
+    begins: Mapping[str, int]
+    files: list[int] = field(default_factory=list)
+    headers: list[int] = field(default_factory=list)
+    offsets: list[array[int]] = field(default_factory=list)
 
-    def columns(self) -> list[array[int]]:
-        """Return the numbers of all pieces of each kind: files, first bytes, offsets and lengths by dimension."""
-        size = 2 + 2 * self.dimensions
-        return [self.numbers[number::size] for number in range(size)]
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The pieces of a tensor in files that are alike, and the number of its first offset in these."""
+
+    files: _Alike
+    spec: TensorSpec
+    first: int
+
+
+class _Columns:
+    """The numbers of all pieces of a tensor: its files, first bytes there, and by dimension offsets and lengths."""
+
+    def __init__(self, name: str, held: Sequence[_Held]) -> None:
+        dimensions = range(len(held[0].spec.shape))
+        self.files = [file for each in held for file in each.files.files]
+        self.starts = [size + each.files.begins[name] for each in held for size in each.files.headers]
+        self.offsets = [
+            [offsets[each.first + dimension] for each in held for offsets in each.files.offsets]
+            for dimension in dimensions
+        ]
+        self.lengths = [
+            [each.spec.shape[dimension] for each in held for _ in each.files.files] for dimension in dimensions
+        ]
+
+    def boxes(self, shape: Shape) -> list[tuple[int, int, Box]]:
+        """Return the pieces of a tensor of this shape that have elements, in order."""
+        strides = [prod(shape[dimension + 1 :]) for dimension in range(len(shape))]
+        offsets, lengths = (
+            [*zip(*sides, strict=True)] or [()] * len(self.files) for sides in (self.offsets, self.lengths)
+        )
+        placed = zip(self.files, self.starts, offsets, lengths, strict=True)
+        boxes = [(file, start, make_box(at, length, strides)) for file, start, at, length in placed if prod(length)]
+        return sorted(boxes, key=lambda placed: placed[2].offsets)
 
 
 @dataclass(slots=True)
 class _Joining:
-    """Joins the pieces of tensors of one folder."""
+    """Joins the pieces of tensors of one folder.
+
+    Attributes:
+        folder: the folder.
+        files: its files, by the numbers that pieces have for them.
+        table: the pieces.
+    """
 
     folder: Path
-    files: Sequence[SafetensorsTensors]
+    files: Sequence[InputFile]
     table: PieceTable = field(default_factory=PieceTable)
+    _alike: dict[tuple[int, int], _Alike] = field(default_factory=dict)
+    _held: dict[str, list[_Held]] = field(default_factory=dict)
+    _reader: OffsetReader = field(default_factory=OffsetReader)
     _specs: SpecTable = field(default_factory=SpecTable)
     _cover: CoverCheck = field(default_factory=CoverCheck)
 
-    def _pieces(self) -> dict[str, _Pieces]:
-        """Return the pieces of each tensor, in the order of the files.
+    def add(self, number: int, file: SafetensorsTensors) -> None:
+        """Add the pieces in a file, whose number is the next.
 
         Raises:
             CheckpointError: for a file that does not say where its pieces begin or has other types than those before,
                 and for too many tensors.
         """
-        found: dict[str, _Pieces] = {}
-        for number, file in enumerate(self.files):
-            offsets = saved_offsets(file)
-            for name, spec in file.specs.items():
-                pieces = found.get(name)
-                if pieces is None:
-                    pieces = found[name] = _Pieces(spec.dtype, len(spec.shape))
-                elif (pieces.dtype, pieces.dimensions) != (spec.dtype, len(spec.shape)):
-                    first = self.files[pieces.numbers[0]]
-                    raise CheckpointError(
-                        f"its piece of '{name}' is {spec}, and that in {first.file.path.name} is {first.specs[name]}",
-                        subject=file.file.path,
-                        hint=_OTHER_SAVES,
-                    )
-                at = (0,) * len(spec.shape) if offsets is None else offsets[name]
-                pieces.numbers.extend((number, file.offset(name, 0), *at, *spec.shape))
-        if len(found) > MAX_TENSORS:
-            raise CheckpointError(f"holds {len(found)} tensors; at most {MAX_TENSORS} are read", subject=self.folder)
-        return found
+        offsets = self._reader.read(file)
+        key = id(file.specs), id(file.offsets)  # one object where all is equal
+        alike = self._alike.get(key)
+        if alike is None:
+            alike = self._alike[key] = _Alike(file.specs, file.offsets)
+            self._hold(file, alike)
+        alike.files.append(number)
+        alike.headers.append(file.data_start)
+        alike.offsets.append(offsets)
+
+    def _hold(self, file: SafetensorsTensors, alike: _Alike) -> None:
+        first = 0
+        for name, spec in alike.specs.items():
+            held = self._held.setdefault(name, [])
+            if held and (held[0].spec.dtype, len(held[0].spec.shape)) != (spec.dtype, len(spec.shape)):
+                other = self.files[held[0].files.files[0]].path.name
+                raise CheckpointError(
+                    f"its piece of '{name}' is {spec}, and that in {other} is {held[0].spec}",
+                    subject=file.file.path,
+                    hint=_OTHER_SAVES,
+                )
+            held.append(_Held(alike, spec, first))
+            first += len(spec.shape)
+        if len(self._held) > MAX_TENSORS:
+            raise CheckpointError(
+                f"holds {len(self._held)} tensors; at most {MAX_TENSORS} are read", subject=self.folder
+            )
 
     def tensors(self) -> ShardedTensors:
         """Return the tensors, grouped by the files that would hold them in one piece; raise as `open_pieces`."""
         specs: dict[str, TensorSpec] = {}
         number_of: dict[str, int] = {}
         held_in: dict[str, list[str]] = {}
-        for name, pieces in self._pieces().items():
-            specs[name], number_of[name] = self._join(name, pieces)
-            held_in.setdefault(_whole_file(self.files[pieces.numbers[0]].file.path.name), []).append(name)
-        sources = [file.file for file in self.files]
+        whole = [_whole_file(file.path.name) for file in self.files]
+        for name, held in self._held.items():
+            specs[name], number_of[name] = self._join(name, held)
+            held_in.setdefault(whole[held[0].files.files[0]], []).append(name)
         parts = [
-            PiecedTensors({n: specs[n] for n in names}, {n: number_of[n] for n in names}, self.table, sources, shard)
+            PiecedTensors({n: specs[n] for n in names}, {n: number_of[n] for n in names}, self.table, self.files, shard)
             for shard, names in held_in.items()
         ]
         part_of = {name: number for number, names in enumerate(held_in.values()) for name in names}
         return ShardedTensors(specs, part_of, parts)
 
-    def _join(self, name: str, pieces: _Pieces) -> tuple[TensorSpec, int]:
+    def _join(self, name: str, held: Sequence[_Held]) -> tuple[TensorSpec, int]:
         """Return what a tensor is, and its number in the table.
 
         Raises:
             IncompleteCheckpoint: where pieces are missing.
             CheckpointError: where they do not fit each other.
         """
-        files, starts, *sides = pieces.columns()
-        offsets, lengths = sides[: pieces.dimensions], sides[pieces.dimensions :]
+        columns = _Columns(name, held)
+        offsets, lengths = columns.offsets, columns.lengths
         shape = tuple(max(map(add, at, length)) for at, length in zip(offsets, lengths, strict=True))
         if prod(shape) > MAX_ELEMENTS:
             raise CheckpointError(f"'{name}' has more elements than any file holds", subject=self.folder)
-        spec = self._specs.spec(pieces.dtype, shape)
+        spec = self._specs.spec(held[0].spec.dtype, shape)
         order = _rows(shape, offsets, lengths)
         if order is not None:  # as mostly
             row = spec.dtype.nbytes(prod(shape[1:]))
-            return spec, self.table.add((files[n], starts[n], row * lengths[0][n]) for n in order)
-        boxes = [placed for placed in boxes_in(pieces.numbers, shape) if prod(placed[2].shape)]
-        boxes.sort(key=lambda placed: placed[2].offsets)
-        held = sum(prod(box.shape) for _, _, box in boxes)
-        if held < prod(shape):
+            return spec, self.table.add((columns.files[n], columns.starts[n], row * lengths[0][n]) for n in order)
+        boxes = columns.boxes(shape)
+        held_count = sum(prod(box.shape) for _, _, box in boxes)
+        if held_count < prod(shape):
             raise IncompleteCheckpoint(
-                f"the pieces of '{name}' hold {held} of its {prod(shape)} elements{self._missing()}",
+                f"the pieces of '{name}' hold {held_count} of its {prod(shape)} elements{self._missing()}",
                 subject=self.folder,
                 hint="bring the files of all ranks",
             )
@@ -141,7 +188,7 @@ class _Joining:
 
     def _missing(self) -> str:
         """Return which ranks before the last one have no file, in words."""
-        ranks = sorted({int(match[1]) for file in self.files if (match := RANK_SHARD.search(file.file.path.name))})
+        ranks = sorted({int(match[1]) for file in self.files if (match := RANK_SHARD.search(file.path.name))})
         gaps = [*([1] if ranks[0] > 1 else []), *(before + 1 for before, rank in pairwise(ranks) if rank > before + 1)]
         return f"; no file of rank {gaps[0]} is there" if gaps else ""
 
@@ -181,39 +228,23 @@ def open_pieces(folder: Path, names: Sequence[str], before: Before) -> RankModel
         CheckpointError: where they do not fit each other, or a file does not say where its pieces begin.
     """
     files = tuple(location(folder / name).open() for name in names)
-    headers = tuple((_digest(header_text(file)), file.size) for file in files)
+    headers = tuple((header_digest(header_text(file)), file.size) for file in files)
     known = before.get(RankModel, tuple(names))
     if known is not None and known.headers == headers:
         return known.in_files(files)
-    opened = [read_header(file, header_text(file), before) for file in files]
-    joining = _Joining(folder, opened)
+    joining, metadata = _Joining(folder, files), dict[str, str]()
+    for number, file in enumerate(files):  # one at a time: of each only what says where its pieces lie is kept
+        opened = read_header(file, header_text(file), before)
+        joining.add(number, opened)
+        if number == 0:
+            metadata = {key: value for key, value in opened.metadata.items() if key != SHARDING_INFO}
     tensors = joining.tensors()
-    metadata = {key: value for key, value in opened[0].metadata.items() if key != SHARDING_INFO}
     model = RankModel(headers, tensors, metadata, files)
     before.keep(tuple(names), model, 8 * len(joining.table.numbers) + _NAME_BYTES * len(tensors.specs))
     return model
 
 
-def _digest(text: bytes) -> bytes:
-    """Return a digest of a header, which is not changed by the order of its metadata: its writer leaves that to chance.
-
-    What is no such header has its own digest: reading it says what is wrong.
-    """
-    digest = blake2b(len(text).to_bytes(8))
-    rest = text
-    if text.startswith(_METADATA):
-        try:
-            decoded = text.decode()
-            metadata, end = JSONDecoder().raw_decode(decoded, len(_METADATA))
-        except (ValueError, RecursionError):
-            metadata = None
-        if isinstance(metadata, dict):
-            rest = repr(sorted(metadata.items(), key=itemgetter(0))).encode() + decoded[end:].encode()
-    digest.update(rest)
-    return digest.digest()
-
-
-def _rows(shape: Shape, offsets: Sequence[array[int]], lengths: Sequence[array[int]]) -> list[int] | None:
+def _rows(shape: Shape, offsets: Sequence[list[int]], lengths: Sequence[list[int]]) -> list[int] | None:
     """Return the order of pieces that cut the first dimension alone, and cover it; None where they do not."""
     if not shape or any(min(length) < whole for length, whole in zip(lengths[1:], shape[1:], strict=True)):
         return None

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
+from json import JSONDecoder
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ from ema_cli.storage.source import InputFile
 from ema_cli.system.memory import give_back
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
-_TEXT = rb'"(?:[^"\\]|\\.)*+"'
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_METADATA = b'{"__metadata__":'  # with which a header begins that has any
 _METADATA_FIRST = re.compile(rb'\{"__metadata__":(\{(?:%b:%b(?:,(?!\})|(?=\})))*+\}),' % (_TEXT, _TEXT), re.DOTALL)
 
 
@@ -122,6 +125,24 @@ def header_text(file: InputFile) -> bytes:
     if 8 + length > file.size:
         raise IncompleteCheckpoint(f"cut short: its header takes {length} bytes of {file.size}", subject=path)
     return file.read(8, length)
+
+
+def header_digest(text: bytes) -> bytes:
+    """Return a digest of a header, which is not changed by the order of its metadata: its writer leaves that to chance.
+
+    What is no such header has its own digest: reading it says what is wrong.
+    """
+    digest, rest = blake2b(len(text).to_bytes(8)), text
+    if text.startswith(_METADATA):
+        try:
+            decoded = text.decode()
+            metadata, end = JSONDecoder().raw_decode(decoded, len(_METADATA))
+        except (ValueError, RecursionError):
+            metadata = None
+        if isinstance(metadata, dict):
+            rest = repr(sorted(metadata.items(), key=itemgetter(0))).encode() + decoded[end:].encode()
+    digest.update(rest)
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
