@@ -112,6 +112,7 @@ def test_weights_in_an_optimizer_s_buffers_are_refused_and_can_be_dropped(run: I
     assert "--drop optimizer" in run.err
     assert "--masters" not in run.err
     assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 4
+    assert "hint:  load it with Megatron, and save it with --dist-ckpt-optim-fully-reshardable" in run.err
     assert run("average", "run", "-o", "out", *LIKE, "--drop", "optimizer")[0] == 0, run.err
     loaded = load_folder(Path("out"))
     assert loaded.keys() == {*weights(2), "common_state/shard_0_1"}

@@ -15,7 +15,14 @@ from typing import Any
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Clock, Progress
 from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, option
 from ema_cli.formats.dcp.content import Metadata
-from ema_cli.formats.dcp.masters import can_be_taken, masters_of, with_masters, without_masters
+from ema_cli.formats.dcp.masters import (
+    buffers_error,
+    can_be_taken,
+    lie_in_buffers,
+    masters_of,
+    with_masters,
+    without_masters,
+)
 from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.dcp.model import DcpModel, find_model
 from ema_cli.formats.dcp.tensors import DcpTables, DcpTensors
@@ -30,7 +37,6 @@ from ema_cli.formats.trainers.folders import (
     DCP_FOLDERS,
     DCP_META,
     DCP_METADATA,
-    OLMO_CLOCKS,
     OLMO_FOLDER,
     OLMO_STATE,
     OLMO_TRAIN,
@@ -39,6 +45,7 @@ from ema_cli.formats.trainers.folders import (
 from ema_cli.formats.trainers.layout import Selection, Sets
 from ema_cli.formats.trainers.layouts import OTHERS
 from ema_cli.formats.trainers.names import AVERAGED_COUNT, EXTRA_STATE
+from ema_cli.formats.trainers.olmo import olmo_progress
 from ema_cli.formats.trainers.places import progress_of
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.law.time import Unit
@@ -76,7 +83,7 @@ def open_folder(
     names = {name: str(stored) for name, stored in selection.tensors.items()}
     masters = masters_of(metadata, names)
     if options.masters and not masters:
-        raise no_masters_error(path)
+        raise buffers_error(path) if lie_in_buffers(metadata) else no_masters_error(path)
     taken = names if not options.masters else {name: name for name in (*names.values(), *masters.values())}
     tables = metadata.tables(taken)
     files = _open_files(folder, tables)
@@ -275,17 +282,8 @@ def _sidecar_progress(path: Path, folder: Path) -> tuple[Progress | None, tuple[
         return progress_of(root) if isinstance(root, dict) else None, (meta,)
     if folder.name == OLMO_FOLDER and location(path / OLMO_TRAIN / OLMO_STATE).info().is_file:
         train = location(path / OLMO_TRAIN / OLMO_STATE).open()
-        return _olmo_progress(open_torch(train).root), (train,)
+        return olmo_progress(open_torch(train).root), (train,)
     if location(path / TRAINER_STATE).info().is_file:
         state = location(path / TRAINER_STATE).open()
         return read_trainer_state(state), (state,)
     return None, ()
-
-
-def _olmo_progress(state: object) -> Progress:
-    clocks: dict[Unit, Clock] = {}
-    for unit, name in OLMO_CLOCKS.items():
-        value = state.get(name) if isinstance(state, dict) else None
-        if type(value) is int and 0 <= value < 1 << 63 and (value or unit is Unit.BATCH):
-            clocks[unit] = Clock(Fraction(value), "sidecar")
-    return Progress(clocks)

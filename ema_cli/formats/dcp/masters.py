@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import TensorSpec
-from ema_cli.errors import CheckpointError, option
+from ema_cli.errors import CheckpointError, NoSuchWeights, option
 from ema_cli.formats.dcp.content import Metadata
 from ema_cli.formats.dcp.pieces import Record
 from ema_cli.formats.dcp.tensors import DcpTensors
@@ -24,6 +24,7 @@ Names = Mapping[str, str]  # name in the model -> name in the folder
 # `param` of a distributed optimizer, `fp32_param` of any other and of older versions; of several optimizers numbered.
 _OF_PARAMETER = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(?:fp32_)?param\.(.+)")
 _IN_BUFFERS = re.compile(r"(?:chained_\d+\.)?optimizer\.distributed\..*\.(?:param|param_state)(?:/shard_[\d._]+)?")
+_SAVED_BY_NAME = "load it with Megatron, and save it with --dist-ckpt-optim-fully-reshardable"
 _BY_NAME = re.compile(r"(?:^|[._/])(?:master|fp32_(?:param|from|groups|flat)|float32_groups)")
 
 
@@ -33,6 +34,21 @@ def masters_of(metadata: Metadata, names: Names) -> dict[str, str]:
     marked = (name for name in metadata.tensors if ".state.param." in name or ".state.fp32_param." in name)
     named = {match[1]: name for name in marked if (match := _OF_PARAMETER.fullmatch(name))}
     return {name: named[stored] for name, stored in names.items() if stored in named} if named else {}
+
+
+def lie_in_buffers(metadata: Metadata) -> bool:
+    """Return whether a distributed optimizer keeps float32 weights in buffers: `dp_reshardable`, Megatron's default."""
+    return any(map(_IN_BUFFERS.fullmatch, (*metadata.tensors, *metadata.items)))
+
+
+def buffers_error(path: Path) -> NoSuchWeights:
+    """Return the error for float32 weights that are asked for and lie in buffers."""
+    return NoSuchWeights(
+        "keeps the float32 weights in the buffers of Megatron's distributed optimizer, and does not say which of their "
+        "elements are whose",
+        subject=path,
+        hint=f"{_SAVED_BY_NAME}; or leave out {option('masters', True)}",
+    )
 
 
 def can_be_taken(metadata: Metadata, master: str) -> bool:
