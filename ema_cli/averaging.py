@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from ema_cli.comparing.final_model import final_model_notes
 from ema_cli.comparing.jumps import WeightSamples, jump_notes
+from ema_cli.comparing.replicas import check_replicas
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.comparing.twins import check_alphas, check_averages_move, check_copies, check_twins
 from ema_cli.engines.engine import Engine
@@ -65,8 +66,8 @@ def average(
         max_memory: most bytes of memory of the process, as "200MB". It does not show in the output.
         force: replace an output that is there.
         manifest: write a manifest and sums next to a file, or into a folder.
-        checksum: put the sums of all that is read into the manifest, too, and check those that files of torch.save
-            hold.
+        checksum: put the sums of all that is read into the manifest, too; check those that files of torch.save hold,
+            and compare whole what several ranks saved alike.
         sign: a private key (PEM), with which manifest, sums and all other files are signed; needs `ema-cli[sign]`.
         executor: has the tensor files made by its workers, in processes or on machines that see inputs and output
             under the same paths; any of `concurrent.futures`, as `ProcessPoolExecutor(8)` or Dask's
@@ -125,7 +126,10 @@ def perform(
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
     check_values(job)
-    notes = check_stored_sums(job.checkpoints, threads, replaceable=True) if recording.checksum else []
+    notes: list[str] = []
+    if recording.checksum:
+        notes += check_stored_sums(job.checkpoints, threads, replaceable=True)
+        notes += check_replicas(job.checkpoints, threads)
     if averages_statistics(name for name in job.tensors if name not in job.copied):
         notes.append(STATISTICS_NOTE)
     notes += final_model_notes(job.plans)

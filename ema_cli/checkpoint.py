@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from fractions import Fraction
 from math import prod
@@ -13,6 +13,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
 from ema_cli.law.time import Unit
+from ema_cli.storage.replicas import Replicas, no_replicas
 from ema_cli.storage.source import ByteSource, InputFile
 from ema_cli.text import plural
 
@@ -245,6 +246,7 @@ class Checkpoint:
         unchanged: names of tensors that are the same in all checkpoints of the run: those of a base model that none of
             its adapters changes.
         base: the model into which it was merged, where it is an adapter.
+        replicas: finds, in headers that are read anew, what further ranks have of what is read of the first.
     """
 
     name: str
@@ -266,6 +268,7 @@ class Checkpoint:
     output_dtypes: Mapping[str, DType] = field(default_factory=dict)
     unchanged: frozenset[str] = frozenset()
     base: Checkpoint | None = None
+    replicas: Callable[[], Iterable[Replicas]] = no_replicas
 
     def __repr__(self) -> str:
         clocks = ", ".join(f"{clock.value}{unit}" for unit, clock in self.progress.clocks.items()) or "no clock"

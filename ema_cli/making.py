@@ -43,7 +43,8 @@ class Recording:
     """What a manifest tells besides the average, and who looks at it first.
 
     Attributes:
-        checksum: put the sums of all that is read into it, too, and check those that files of torch.save hold.
+        checksum: put the sums of all that is read into it, too; check those that files of torch.save hold, and compare
+            whole what several ranks saved alike.
         remarks: come before those that are made here.
         check: is called with each manifest before anything is published, and may raise.
         signer: signs the manifest, the sums and all other files.

@@ -30,6 +30,7 @@ RANK_FILE = "model_rank_{}.pt"
 ZERO_MODEL, ZERO_OPTIMIZER = "zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 ITEM_FILE, ITEM_CLOCK, ITEM_METADATA = "model_0.pt", "train_state_1.pt", "metadata.pkl"
 UNIVERSAL_MODEL, UNIVERSAL_WEIGHT = "mp_rank_00_model_states.pt", "zero/w/fp32.pt"
+FLAT_FILE = "model/rank1.pt"
 RANK_SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 READ_BYTES = 1 << 12  # from either end of a tensor
 MAX_NAME_BYTES = 255  # as file systems allow
@@ -474,6 +475,24 @@ def rank_seeds(name: str, items: Mapping[str, Any]) -> Callable[[Path], Seeds]:
     return seeds
 
 
+def flat_seeds(around: Path) -> Seeds:
+    """Write OLMo's files of two ranks, with what FSDP flattened of two parameters, and yield the second."""
+    import torch
+    from torch.distributed.fsdp._flat_param import _ShardParamInfo as Info
+
+    infos = [
+        (Info(True, 0, 3, 0, 2), Info(False, None, None, None, None)),
+        (Info(True, 0, 1, 3, 3), Info(True, 1, 2, 0, 1)),
+    ]
+    (around / "model").mkdir()
+    for rank, own in enumerate(infos):
+        known = {"data": torch.ones(3), "_fqns": ("a", "b"), "_shapes": (torch.Size((2, 2)), torch.Size((2,)))}
+        handle = {f"flat_param.{key}": value for key, value in {**known, "_shard_param_infos": own}.items()}
+        state = {"modules": [{"name": "_fsdp_wrapped_module.x", "handles": [handle]}]}
+        torch.save(state, around / "model" / f"rank{rank}.pt", _use_new_zipfile_serialization=False)
+    yield (around / FLAT_FILE).read_bytes()
+
+
 def npz_seeds(around: Path) -> Seeds:
     """Yield archives of numpy's, stored and compressed."""
     import io
@@ -613,6 +632,11 @@ RANK_WORDS = (
     "ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n", "ctorch._utils\n_rebuild_wrapper_subclass\n",
     "shard_sizes", "ctorch.distributed.tensor.placement_types\n_StridedShard\n",
 )  # fmt: skip
+FLAT_WORDS = (
+    "modules", "handles", "name", "flat_param.data", "flat_param._fqns", "flat_param._shapes",
+    "flat_param._shard_indices", "flat_param._shard_param_infos", "flat_param._shard_param_offsets",
+    "_fsdp_wrapped_module.",
+)  # fmt: skip
 NUMPY_WORDS = (
     "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "|V2", "<c16", "9223372036854775807", "float32",
     "bfloat16", "cnumpy._core.multiarray\n_reconstruct\n", "cnumpy\ndtype\n", "__msgpack_chunked_array__", "chunks",
@@ -636,6 +660,7 @@ TARGETS: Mapping[str, Target] = {
     "rank-file": Target(
         fuzz_one_of(RANK_FILE.format(0)), rank_seeds(RANK_FILE.format(0), {RANK_FILE: None}), PICKLE_WORDS + RANK_WORDS
     ),
+    "flat-file": Target(fuzz_one_of(FLAT_FILE), flat_seeds, PICKLE_WORDS + FLAT_WORDS),
     "universal-model": Target(
         fuzz_one_of(UNIVERSAL_MODEL), universal_seeds(UNIVERSAL_MODEL), PICKLE_WORDS + ZERO_WORDS
     ),

@@ -91,8 +91,8 @@ release.safetensors.sha256."""
         bool,
         Option(
             "--checksum",
-            help="Put the sums of all that is read into the manifest, not only a fingerprint of each input, and check "
-            "the ones that files of torch.save hold.",
+            help="Put the sums of all that is read into the manifest, not only a fingerprint of each input; check the "
+            "ones that files of torch.save hold, and compare whole what several ranks saved alike.",
             rich_help_panel=RELEASE,
         ),
     ] = False

@@ -25,7 +25,8 @@ def final_model_notes(plans: Sequence[Plan]) -> list[str]:
         specs = model.tensors.specs
         if model.mark is None and specs == run.checkpoints[-1].tensors.specs:
             is_copy = any(
-                all(begin_alike(checkpoint, model, name) for name in specs) for checkpoint in reversed(run.checkpoints)
+                all(begin_alike(checkpoint.tensors, model.tensors, name) for name in specs)
+                for checkpoint in reversed(run.checkpoints)
             )
             if not is_copy:
                 count = plural(len(run.checkpoints), "checkpoint")

@@ -14,7 +14,7 @@ from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoS
 from ema_cli.formats.arrays import orbax_folder
 from ema_cli.formats.arrays import reader as arrays
 from ema_cli.formats.dcp import directory as dcp_directory
-from ema_cli.formats.folders import deepspeed, items, parts, refused, resumable, several
+from ema_cli.formats.folders import deepspeed, items, olmo, parts, refused, resumable, several
 from ema_cli.formats.folders.huggingface import open_tensors
 from ema_cli.formats.optimizer_beside import trained_schedule_free_beside
 from ema_cli.formats.options import ReadOptions, no_masters_error, one_model_error
@@ -43,6 +43,7 @@ READERS: tuple[Reader, ...] = (
     dcp_directory.READER,
     deepspeed.READER,
     items.READER,
+    olmo.READER,
     parts.READER,
     orbax_folder.READER,
     arrays.READER,

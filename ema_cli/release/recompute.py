@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ema_cli.comparing.replicas import check_replicas
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.engines.engine import Engine
 from ema_cli.errors import EmaError, OutputError, RunError, UsageError, at_terminal
@@ -112,12 +113,14 @@ def _compare(
     comparison = Comparison(holders(snapshot), rounding)
     problems = comparison.expect(job.outputs[0])
     give_back(comparison.tensors)  # what reading headers and laying out took
+    checksum = replay.checksum and sample is None
     notes = [] if sample is not None else check_stored_sums(job.checkpoints, threads)
+    notes += check_replicas(job.checkpoints, threads) if checksum else []
     record = Record(
         job.checkpoints,
         job.options,
         job.copied,
-        checksum=replay.checksum and sample is None,
+        checksum=checksum,
         threads=threads,
         remarks=Remarks(),
     )

@@ -25,6 +25,7 @@ class CarefulUnpickler(pickle.Unpickler):
     } | {
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout"),
         ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
+        ("torch.distributed.fsdp._flat_param", "_ShardParamInfo"),
         ("torch", "Size"), ("collections", "OrderedDict"), ("__builtin__", "set"),
         (PosixPath.__module__, "PosixPath"),  # pathlib._local in Python 3.13
     } | {(kind.__module__, kind.__name__) for kind in MODULES}  # fmt: skip

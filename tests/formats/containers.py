@@ -16,6 +16,7 @@ from tests.formats import two_ranks
 from tests.formats.arrays.flax_files import packed
 from tests.formats.dcp_folders import load_folder, save_folder
 from tests.formats.pieces.make import halves, load_pieces, write_pieces
+from tests.formats.ranks.flattened import save_flat
 from tests.formats.ranks.saves import Cut, save_ranks
 from tests.formats.zero.make import small
 
@@ -225,6 +226,14 @@ def _rank_files(folder: Path) -> tuple[Path, Tensors]:
     return save_ranks(folder, shared, {"fsdp": 2}), tensors
 
 
+def _flat_files(folder: Path) -> tuple[Path, Tensors]:
+    rows = {
+        "": {"wte.weight": torch.randn(5, 3), "norm": torch.ones(3)},
+        "ff": {"weight": torch.randn(3, 7).bfloat16()},
+    }
+    return save_flat(folder / "step7", rows, 3), {**rows[""], "ff.weight": rows["ff"]["weight"]}
+
+
 def _pipeline(folder: Path) -> tuple[Path, Tensors]:
     (folder / "unet").mkdir()
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -314,6 +323,7 @@ CONTAINERS: dict[str, Callable[[Path], tuple[Path, Tensors]]] = {
     "ZeRO, universal": _universal,
     "shards of ranks": _rank_shards,
     "files of ranks": _rank_files,
+    "files of ranks, flattened": _flat_files,
     "pipeline": _pipeline,
     "adapter": _adapter,
     "prefixes": _prefixed,

@@ -36,6 +36,7 @@ from tests.formats.careful_pickles import CarefulUnpickler, torch_load
 from tests.formats.containers import DTYPE_NAMES
 from tests.formats.dcp_folders import Pieces
 from tests.formats.pieces.make import halves, write_pieces
+from tests.formats.ranks.flattened import save_flat
 from tests.formats.ranks.saves import Cut as CutTensor
 from tests.formats.ranks.saves import save_ranks
 from tests.formats.reading import read_range, stored_bytes
@@ -375,6 +376,39 @@ class RankFiles(Format):
         return whole
 
 
+class FlatFiles(Format):
+    """A checkpoint of OLMo's, with what FSDP flattened at two ranks."""
+
+    def write(self, folder: Path) -> Path:
+        return save_flat(folder, {"": {"a": torch.arange(6.0).reshape(2, 3)}, "b": {"c": torch.ones(3).bfloat16()}}, 2)
+
+    def files(self, folder: Path) -> list[Path]:
+        return sorted((folder / "model").iterdir())
+
+    def load(self, path: Path) -> Tensors:
+        """Put the parts at the places that the files say, as OLMo does, each element once."""
+        whole: dict[str, torch.Tensor] = {}
+        covered: dict[str, torch.Tensor] = {}
+        for file in self.files(path):
+            for module in torch_load(file)["modules"]:
+                for handle in module["handles"]:
+                    known = [handle[f"flat_param.{key}"] for key in ("_fqns", "_shapes", "_shard_param_infos")]
+                    for name, shape, info in zip(*known, strict=True):
+                        name = f"{module['name']}.{name}" if module["name"] else name
+                        data = handle["flat_param.data"]
+                        tensor = whole.setdefault(name, torch.zeros(shape, dtype=data.dtype))
+                        assert (tensor.shape, tensor.dtype) == (shape, data.dtype)
+                        seen = covered.setdefault(name, torch.zeros(tensor.numel()))
+                        if info.in_shard:
+                            place = slice(info.intra_param_start_idx, info.intra_param_end_idx + 1)
+                            part = data[info.offset_in_shard : info.offset_in_shard + info.numel_in_shard]
+                            assert len(part) == len(seen[place]) == info.numel_in_shard
+                            tensor.view(-1)[place] = part
+                            seen[place] += 1
+        assert all(bool((seen == 1).all()) for seen in covered.values())
+        return whole
+
+
 class Items(RankFiles):
     """A folder of torch_checkpointing's: the model's files of two ranks, and their clock in another item's."""
 
@@ -658,6 +692,7 @@ FORMATS: dict[str, Format] = {
     "torch_checkpointing": Items(zipped=False),
     "files of ranks": RankFiles(zipped=True),
     "files of ranks, legacy": RankFiles(zipped=False),
+    "files of ranks, flattened": FlatFiles(),
     "stable-baselines3": StableBaselines(),
     "nemo": Nemo(),
     "pdparams": Pdparams(),

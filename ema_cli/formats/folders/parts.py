@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path, PurePath
@@ -23,16 +23,25 @@ from ema_cli.formats.samples import begin_alike
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.latest import check_latest
-from ema_cli.formats.trainers.names import is_unfinished_name, is_weights_name, name_clocks, names_in
+from ema_cli.formats.trainers.names import (
+    BATCH_STATISTICS,
+    is_unfinished_name,
+    is_weights_name,
+    name_clocks,
+    names_in,
+)
 from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, is_called, parts_of
 from ema_cli.storage.location import location
 from ema_cli.storage.names import plain
+from ema_cli.storage.replicas import Replica, Replicas
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.text import first_few
 
 _NUMBER = re.compile(r"[0-9]+")
 _TORCH = Reader(torch_file.matches, torch_file.open_part)
 _READERS = (several.READER, refused.READER, safetensors_file.READER, _TORCH)
+_BUFFERS = "buffers that differ between ranks are those of the first: {}"
+_OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
 _MAX_FOLDERS = 2  # around a file that may be those of ranks: rank0/step-10/model.pt
 
 
@@ -60,7 +69,7 @@ def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint
         raise IncompleteCheckpoint(_missing(missing, paths), subject=path, hint=hint)
     is_shared = names_shares(paths[0])
     try:
-        parts = [] if is_shared else [call() for call in side_by_side(lambda part: _open_part(part, options), paths)]
+        parts = [] if is_shared else _open_parts(paths, options)
     except CutBetweenRanks:
         is_shared = True
     if is_shared:
@@ -74,10 +83,17 @@ def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint
     for number, part in enumerate(parts):
         twice = next((name for name in part.tensors.specs if name in part_of), None)
         if twice is not None:
-            _check_copies(parts, twice)
+            differing = _check_copies(parts, twice, options)
             note = f"the first of {len(parts)} files by ranks, which hold the same as far as samples show"
-            files = tuple(file for part in parts for file in part.files)
-            return dataclasses.replace(first, name=path.name, path=path, files=files, notes=(*first.notes, note))
+            return dataclasses.replace(
+                first,
+                name=path.name,
+                path=path,
+                files=tuple(file for part in parts for file in part.files),
+                warnings=(*first.warnings, *([_BUFFERS.format(first_few(differing))] if differing else [])),
+                notes=(*first.notes, note),
+                replicas=partial(_replicas, paths, options),
+            )
         part_of.update(dict.fromkeys(part.tensors.specs, number))
     specs = {name: spec for part in parts for name, spec in part.tensors.specs.items()}
     return dataclasses.replace(
@@ -123,6 +139,10 @@ def _of_trainer(checkpoint: Checkpoint, paths: Sequence[Path]) -> Checkpoint:
     )
 
 
+def _open_parts(paths: Sequence[Path], options: ReadOptions) -> list[Checkpoint]:
+    return [call() for call in side_by_side(lambda part: _open_part(part, options), paths)]
+
+
 def _open_part(path: Path, options: ReadOptions) -> Checkpoint:
     reader = next((reader for reader in _READERS if reader.matches(path)), None)
     if reader is None:
@@ -130,19 +150,22 @@ def _open_part(path: Path, options: ReadOptions) -> Checkpoint:
     return reader.open(path, options)
 
 
-def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
+def _check_copies(parts: Sequence[Checkpoint], twice: str, options: ReadOptions) -> list[str]:
     """Check that parts which share a tensor are copies of one model, as far as the beginnings of the tensors show.
 
+    Return the buffers in which they differ.
+
     Raises:
-        CheckpointError: where they are not, naming a tensor that two of them hold.
+        CheckpointError: where they are no copies, naming a tensor that two of them hold.
     """
     first = parts[0]
-    names = {name for part in parts for name in part.tensors.specs}
-    if all(begin_alike(first, part, name) for part in parts[1:] for name in names):
-        return
+    names = dict.fromkeys(name for part in parts for name in part.tensors.specs)
+    differing = [name for name in names if not _begins_alike(parts, name)]
+    if all(_may_differ(parts, name, options) for name in differing):
+        return [name for name in differing if not options.copies(name)]
     one, other = [part for part in parts if twice in part.tensors.specs][:2]
     both = [name for name in one.tensors.specs if name in other.tensors.specs]
-    name = next((name for name in both if not begin_alike(one, other, name)), twice)
+    name = next((name for name in both if not begin_alike(one.tensors, other.tensors, name)), twice)
     raise CheckpointError(
         f"is one of {len(parts)} files that differ in a number, and '{name}' is in {_apart(one.path, other.path)} and "
         f"in {_apart(other.path, one.path)}: tensors are cut into parts, or these are several models",
@@ -150,6 +173,28 @@ def _check_copies(parts: Sequence[Checkpoint], twice: str) -> None:
         hint=f"put parts together first, with {converter(_apart(first.path, parts[1].path))}; "
         "give each of several models a folder of its own",
     )
+
+
+def _begins_alike(parts: Sequence[Checkpoint], name: str) -> bool:
+    return all(begin_alike(parts[0].tensors, part.tensors, name) for part in parts[1:])
+
+
+def _may_differ(parts: Sequence[Checkpoint], name: str, options: ReadOptions) -> bool:
+    """Return whether each rank may have its own values of what all have: a buffer, by its name or the user's word."""
+    is_buffer = name.rpartition(".")[2] in BATCH_STATISTICS or options.copies(name)
+    spec = parts[0].tensors.specs.get(name)
+    return is_buffer and spec is not None and all(part.tensors.specs.get(name) == spec for part in parts)
+
+
+def _replicas(paths: Sequence[Path], options: ReadOptions) -> Iterator[Replicas]:
+    """Yield what files have that are copies of one model, but for what is said to differ already, or may."""
+    parts = _open_parts(paths, options)
+    for name, spec in parts[0].tensors.specs.items():
+        may_differ = _may_differ(parts, name, options)
+        if may_differ and (options.copies(name) or not _begins_alike(parts, name)):
+            continue
+        each = [Replica(part.path, partial(part.tensors.read_into, name)) for part in parts]
+        yield Replicas(name, spec.nbytes, each, None if may_differ else _OTHER_SAVES)
 
 
 def _apart(path: Path, other: Path) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import field
+from functools import partial
 from itertools import groupby
 from math import prod
 
 from ema_cli.checkpoint import MAX_TENSORS, Progress, SpecTable, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
-from ema_cli.formats.boxes import Box, CoverCheck, Damaged
+from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.distributed import Share, is_cut, share_of
 from ema_cli.formats.pickles.values import TensorRef, Wrapped
@@ -21,6 +22,8 @@ from ema_cli.formats.ranks.copies import CopyCheck
 from ema_cli.formats.ranks.table import Part, RankTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.trainers.names import BATCH_STATISTICS
+from ema_cli.storage.replicas import Replica, Replicas, differs
 from ema_cli.storage.source import InputFile
 from ema_cli.text import first_few, plural
 
@@ -28,8 +31,6 @@ OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole 
 _GATHERED = "save it with torch.distributed.checkpoint, or whole: tensor.full_tensor()"
 _MAX_WORK = 1 << 23  # blocks and boxes, of all tensors at all ranks
 _FLAT = ("_flat_param", "flat_param")  # of FSDP's LOCAL_STATE_DICT
-# What batch normalization counts while it trains, each rank for itself.
-_COUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(slots=True)
@@ -50,6 +51,12 @@ class _Stored:
         """Yield the boxes, each with the number of its file and its first byte there."""
         return boxes_in(self.numbers, self.spec.shape)
 
+    def repeated(self) -> Iterator[tuple[int, list[tuple[int, int, Box]]]]:
+        """Yield each box with all ranks that have it, in the order of their files; before it, its size in bytes."""
+        boxes = sorted(self.boxes(), key=lambda placed: (placed[2].offsets, placed[2].shape, placed[0]))
+        for (_, shape), alike in groupby(boxes, key=lambda placed: (placed[2].offsets, placed[2].shape)):
+            yield self.spec.dtype.nbytes(prod(shape)), list(alike)
+
 
 @dataclass(slots=True)
 class Assembly:
@@ -64,6 +71,7 @@ class Assembly:
     ranks: int = 0
     _named: dict[str, None] = field(default_factory=dict)
     _stored: dict[str, _Stored] = field(default_factory=dict)
+    _shapes: dict[str, Shape] = field(default_factory=dict)
     _specs: SpecTable = field(default_factory=SpecTable)
     _work: int = 0
 
@@ -139,6 +147,10 @@ class Assembly:
             for at in range(0, len(part.boxes), size):
                 begin, *sides = part.boxes[at : at + size]
                 stored.numbers.extend((number, start + begin, *sides))
+        for name, shape in table.shapes.items():
+            if self._shapes.setdefault(name, shape) != shape:
+                fact = f"'{name}' is {list(shape)} here, and {list(self._shapes[name])} at the ranks before"
+                raise CheckpointError(fact, subject=file.path, hint=OTHER_SAVES)
         self._named.update(dict.fromkeys(table.names))
         if len(self._named) > MAX_TENSORS:
             raise CheckpointError(
@@ -177,6 +189,7 @@ class Assembly:
         numbers: dict[tuple[TensorSpec, bytes], int] = {}
         tensor_of: dict[str, int] = {}
         differing: list[str] = []
+        cutting = self._cutting()
         for name in self._named:
             stored = self._stored.get(name)
             if stored is None:
@@ -185,28 +198,49 @@ class Assembly:
             if key not in numbers:
                 kept, other = self._without_copies(stored, copies)
                 self._check_cover(name, stored.spec, [box for _, _, box in kept], cover)
-                if other is not None and self._is_refused(name, stored, options):
+                if other is not None and _is_refused(name, stored, cutting, options):
                     raise self._differs(name, stored, kept[0][0], other)
                 differing += [name] if other is not None and not options.copies(name) else []
                 numbers[key] = table.add_boxes(stored.spec, kept)
             tensor_of[name] = numbers[key]
         warnings = [_warning(differing, min(self.files))] if differing else []
-        specs = {name: self._stored[name].spec for name in self._named}
+        specs = {name: self._spec(name) for name in self._named}
         return PiecedTensors(specs, tensor_of, table, files, files[0].path.name), warnings
+
+    def _spec(self, name: str) -> TensorSpec:
+        spec = self._stored[name].spec
+        return self._specs.spec(spec.dtype, self._shapes.get(name, spec.shape))
 
     def _without_copies(self, stored: _Stored, copies: CopyCheck) -> tuple[list[tuple[int, int, Box]], int | None]:
         """Return each box once, from the first rank that has it, and the number of a file in which one differs."""
         kept: list[tuple[int, int, Box]] = []
         different = None
-        boxes = sorted(stored.boxes(), key=lambda placed: (placed[2].offsets, placed[2].shape, placed[0]))
-        for _, alike in groupby(boxes, key=lambda placed: (placed[2].offsets, placed[2].shape)):
-            first, *others = alike
+        for size, (first, *others) in stored.repeated():
             kept.append(first)
-            size = stored.spec.dtype.nbytes(prod(first[2].shape))
             for other in others:
                 if different is None and not copies.alike(size, first[:2], other[:2]):
                     different = other[0]
         return kept, different
+
+    def replicas(self, options: ReadOptions) -> Iterator[Replicas]:
+        """Yield what several ranks have, unless it was said of it already that they differ, or that they may."""
+        files = list(self.files.values())
+        copies, seen, cutting = CopyCheck(files), set[tuple[TensorSpec, bytes]](), self._cutting()
+        for name, stored in self._stored.items():
+            key = stored.spec, stored.numbers.tobytes()  # equal for tied tensors
+            refused = _is_refused(name, stored, cutting, options)
+            if key in seen or (not refused and options.copies(name)):
+                continue
+            seen.add(key)
+            if not refused and self._without_copies(stored, copies)[1] is not None:
+                continue
+            for size, placed in stored.repeated():
+                if len(placed) > 1 and size:
+                    each = [
+                        Replica(files[number].path, partial(_read_from, files[number], start))
+                        for number, start, _ in placed
+                    ]
+                    yield Replicas(name, size, each, _hint(name, stored) if refused else None)
 
     def _check_cover(self, name: str, spec: TensorSpec, boxes: list[Box], cover: CoverCheck) -> None:
         try:
@@ -221,28 +255,37 @@ class Assembly:
             return missing_ranks(missing, self.ranks).about(folder)
         return CheckpointError(fact, subject=folder, hint=OTHER_SAVES)
 
-    def _is_refused(self, name: str, stored: _Stored, options: ReadOptions) -> bool:
-        """Return whether ranks must not differ in a tensor, as in a parameter, or in what may be one.
-
-        Where a module has parameters that are cut, what it has whole is no parameter, but a buffer.
-        """
-        if stored.is_cut:
-            return True
-        around, _, last = name.rpartition(".")
-        is_buffer = (
-            not stored.spec.dtype.averaged
-            or last in _COUNTED
-            or any(other.is_cut and sibling.rpartition(".")[0] == around for sibling, other in self._stored.items())
-        )
-        return not is_buffer and not options.copies(name)
+    def _cutting(self) -> set[str]:
+        """Return the modules that have parameters that are cut."""
+        return {name.rpartition(".")[0] for name, stored in self._stored.items() if stored.is_cut}
 
     def _differs(self, name: str, stored: _Stored, first: int, other: int) -> CheckpointError:
         paths = [file.path for file in self.files.values()]
-        fact = f"'{name}' differs from {paths[first].name}, and both ranks have the whole of that"
-        if stored.is_cut:
-            return CheckpointError(fact, subject=paths[other], hint=OTHER_SAVES)
-        hint = f"where it is a buffer that each rank counts for itself, copy it from the first: {option('copy', name)}"
-        return CheckpointError(fact, subject=paths[other], hint=hint)
+        return differs(name, paths[first], paths[other], _hint(name, stored))
+
+
+def _is_refused(name: str, stored: _Stored, cutting: set[str], options: ReadOptions) -> bool:
+    """Return whether ranks must not differ in a tensor, as in a parameter, or in what may be one.
+
+    Where a module has parameters that are cut, what it has whole is no parameter, but a buffer.
+    """
+    if stored.is_cut:
+        return True
+    around, _, last = name.rpartition(".")
+    is_buffer = not stored.spec.dtype.averaged or last in BATCH_STATISTICS or around in cutting
+    return not is_buffer and not options.copies(name)
+
+
+def _hint(name: str, stored: _Stored) -> str:
+    """Say what to do where ranks differ in a tensor, and must not."""
+    if stored.is_cut:
+        return OTHER_SAVES
+    return f"where it is a buffer that each rank counts for itself, copy it from the first: {option('copy', name)}"
+
+
+def _read_from(file: InputFile, first: int, start: int, out: memoryview) -> None:
+    """Fill `out` from byte `start` of what begins at byte `first` of a file."""
+    file.read_into(first + start, out)
 
 
 def share_of_rank(name: str, value: TensorRef | Wrapped, file: InputFile) -> Share:

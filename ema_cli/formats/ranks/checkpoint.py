@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Progress, Tensors
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, EmaError
+from ema_cli.errors import CheckpointError, EmaError, UsageError, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.ranks.assembly import OTHER_SAVES, Assembly
+from ema_cli.formats.ranks.flat import read_flat
 from ema_cli.formats.ranks.schedules import check_schedules
 from ema_cli.formats.ranks.table import Description, RankTable
-from ema_cli.formats.torch_save.file import from_torch, open_torch
+from ema_cli.formats.torch_save.file import from_torch, is_zip, open_torch
 from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.layout import StateDict
 from ema_cli.formats.trainers.places import select_tensors
 from ema_cli.storage.location import location
+from ema_cli.storage.replicas import Replicas
 from ema_cli.storage.source import InputFile
 
 
@@ -35,7 +39,8 @@ def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> C
     reading = _Reading(assembly, options, len(files))
 
     def build(values: StateDict) -> Tensors:
-        reading.add(rank, file, lambda: (opened, values, Progress()))
+        named = {str(name): value for name, value in values.items()}
+        reading.add(rank, file, lambda: (opened, assembly.read(file, opened, named, Progress())))
         for other in others:  # one at a time: of each only its boxes are kept
             progress[other] = reading.open(other, files[other])
         tensors, said = assembly.finish(options)
@@ -54,7 +59,64 @@ def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> C
         files=(*assembly.files.values(), *checkpoint.files[1:], *schedules),
         warnings=(*checkpoint.warnings, *warnings),
         notes=(*checkpoint.notes, *said),
+        replicas=partial(_replicas, files, options),
     )
+
+
+def open_flat(path: Path, files: Mapping[int, Path], options: ReadOptions) -> Checkpoint:
+    """Return the checkpoint at `path`, whose files are those of all ranks, with what FSDP flattened; without a clock.
+
+    Raises:
+        CheckpointError: where the files do not fit each other, or one cannot be read.
+        RunError, UsageError: for options that have no meaning here.
+    """
+    if options.key is not None:
+        raise UsageError(
+            f"{option('key')} says where the weights are, and these files say it themselves",
+            subject=path,
+            hint=f"leave out {option('key')}",
+        )
+    assembly = _read_flat(files, options)
+    tensors, warnings = assembly.finish(options)
+    read = tuple(assembly.files.values())
+    checkpoint = Checkpoint(
+        name=path.name,
+        path=path,
+        tensors=tensors,
+        files=read,
+        format="torch zip" if is_zip(read[0]) else "torch legacy",
+        warnings=tuple(warnings),
+        notes=(f"put together of the files of {len(files)} ranks",),
+        replicas=partial(_flat_replicas, files, options),
+    )
+    return settle_averages(checkpoint, options)
+
+
+def _flat_replicas(files: Mapping[int, Path], options: ReadOptions) -> Iterator[Replicas]:
+    return _read_flat(files, options).replicas(options)
+
+
+def _read_flat(files: Mapping[int, Path], options: ReadOptions) -> Assembly:
+    assembly = Assembly()
+    reading = _Reading(assembly, options, len(files))
+    for rank, path in sorted(files.items()):
+        file = location(path).open()
+
+        def read(file: InputFile = file) -> tuple[TorchFile, RankTable]:
+            opened = open_torch(file)
+            return opened, read_flat(file, opened, len(files))
+
+        reading.add(rank, file, read)
+    return assembly
+
+
+def _replicas(files: Mapping[int, Path], options: ReadOptions) -> Iterator[Replicas]:
+    """Yield what several ranks have; raise as `open_ranks`."""
+    assembly = Assembly()
+    reading = _Reading(assembly, options, len(files))
+    for rank, path in sorted(files.items()):
+        reading.open(rank, path)
+    yield from assembly.replicas(options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +131,25 @@ class _Reading:
         """Add the file of a further rank, and return its clocks."""
         file = location(path).open()
 
-        def read() -> tuple[TorchFile, StateDict, Progress]:
+        def read() -> tuple[TorchFile, RankTable]:
             opened = open_torch(file)
             try:
                 selection = select_tensors(opened.root, self.options, opened)
             except EmaError as error:
                 error.about(path)
                 raise
-            return opened, selection.tensors, selection.progress
+            values = {str(name): value for name, value in selection.tensors.items()}
+            return opened, self.assembly.read(file, opened, values, selection.progress)
 
         return self.add(rank, file, read).progress
 
-    def add(self, rank: int, file: InputFile, read: Callable[[], tuple[TorchFile, StateDict, Progress]]) -> RankTable:
+    def add(self, rank: int, file: InputFile, read: Callable[[], tuple[TorchFile, RankTable]]) -> RankTable:
         """Add a file, and return what it says; `read` reads it where no file before said the same."""
         key = rank, self.count, self.options.key, self.options.weights
         description = Description(file, key, self.options.before)
         known = description.known()
         if known is None:
-            opened, values, progress = read()
-            table = self.assembly.read(file, opened, {str(name): value for name, value in values.items()}, progress)
+            opened, table = read()
             spans = opened.locate(dict.fromkeys(part.key for part in table.parts))
             description.keep(table)
         else:

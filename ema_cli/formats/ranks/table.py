@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Hashable, Mapping
+from dataclasses import field
 
 from ema_cli.checkpoint import Progress, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.formats.before import Before
+from ema_cli.formats.boxes import Shape
 from ema_cli.formats.torch_save.archive import Archive, Span
 from ema_cli.formats.torch_save.file import is_zip
 from ema_cli.storage.source import InputFile
@@ -48,12 +50,14 @@ class RankTable:
         parts: what the rank has.
         ranks: how many ranks there are, as far as the file says it.
         progress: the clocks.
+        shapes: those of tensors of which the parts are runs of elements, in C order: their specs have one dimension.
     """
 
     names: tuple[str, ...]
     parts: tuple[Part, ...]
     ranks: int
     progress: Progress
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,13 @@ from typing import Any
 
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.trainers.layout import NamedTensor, StateDict
-from ema_cli.formats.trainers.names import AVERAGES_KEY
+from ema_cli.formats.trainers.names import AVERAGES_KEY, BATCH_STATISTICS
 
 Shaped = TensorRef | NamedTensor
 Refs = Mapping[str, Shaped]
 """The tensors of one set, by the names that they have in the model."""
 
 _MAX_PREFIXES = 8
-# BatchNorm's buffers, which are not among `model.parameters()`.
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -43,7 +41,7 @@ def parameters_of(model: StateDict) -> dict[str, TensorRef]:
     return {
         name: ref
         for name, ref in model.items()
-        if isinstance(ref, TensorRef) and ref.dtype not in _INTEGERS and not name.endswith(_BUFFERS)
+        if isinstance(ref, TensorRef) and ref.dtype not in _INTEGERS and not name.endswith(BATCH_STATISTICS)
     }
 
 

@@ -20,6 +20,8 @@ from ema_cli.storage.location import location
 from ema_cli.text import lazy_pattern
 
 AVERAGED_COUNT = "n_averaged"  # beside the weights in torch's AveragedModel
+# BatchNorm's buffers, which each rank counts for itself, and which are not among `model.parameters()`.
+BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 EXTRA_STATE = "_extra_state"  # the end of the name of a module's value that only its own code can read
 IN_AVERAGES = "it is in a folder of averages, by its name"
 NAME_SAYS_AVERAGES = "its name says averages"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
@@ -20,6 +21,7 @@ from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape
+from ema_cli.storage.replicas import Replica, Replicas
 from ema_cli.storage.source import InputFile
 
 _KEPT_WIDE = (
@@ -55,6 +57,7 @@ class Assembly:
     others: Sequence[RankFile] = ()
     is_all: bool = True
     stored: dict[str, _Stored] = field(default_factory=dict)
+    _buffers: list[tuple[Path, Tensors]] = field(default_factory=list)  # that the other ranks have
     _specs: SpecTable = field(default_factory=SpecTable)
 
     def add(self, pieces: Mapping[str, Sequence[Run]], shapes: Mapping[str, Shape], dtype: DType) -> None:
@@ -106,8 +109,9 @@ class Assembly:
         for other in self.others if buffers else ():
             module = dig(other.content.root, "module")
             if isinstance(module, dict) and all(name in module for name in buffers):
-                copies.append(other.content.tensors({name: module[name] for name in buffers}))
-        return copies
+                theirs = other.content.tensors({name: module[name] for name in buffers})
+                self._buffers.append((other.file.path, theirs))
+        return [*copies, *(theirs for _, theirs in self._buffers)]
 
     def _check_lies(self, name: str, whole: Tensors, tables: ModelTables) -> None:
         is_known = name in tables.buffers or EXTRA_STATE in name  # the latter is empty where a module has none
@@ -133,7 +137,23 @@ class Assembly:
         elif narrow:
             dtypes = narrow
             notes.append(_KEPT_WIDE.format(dtype=next(iter(narrow.values())).torch))
-        return replace(whole, tensors=tensors, files=tuple(self.files), notes=tuple(notes), output_dtypes=dtypes)
+        return replace(
+            whole,
+            tensors=tensors,
+            files=tuple(self.files),
+            notes=tuple(notes),
+            output_dtypes=dtypes,
+            replicas=partial(_replicas, ((model.file.path, whole.tensors), *self._buffers), options),
+        )
+
+
+def _replicas(states: Sequence[tuple[Path, Tensors]], options: ReadOptions) -> Iterator[Replicas]:
+    """Yield the buffers that the model states of all ranks have, each with its file."""
+    (_, first), *others = states
+    for name in dict.fromkeys(name for _, tensors in others for name in tensors.specs if not options.copies(name)):
+        alike = [(path, tensors) for path, tensors in states if tensors.specs.get(name) == first.specs[name]]
+        each = [Replica(path, partial(tensors.read_into, name)) for path, tensors in alike]
+        yield Replicas(name, first.specs[name].nbytes, each, None)
 
 
 def _frozen(model: RankFile, specs: Mapping[str, TensorSpec]) -> list[Tensors]:

@@ -20,6 +20,7 @@ from torch.distributed.tensor import Shard
 from tests.formats.arrays.flax_files import packed
 from tests.formats.dcp_folders import Box
 from tests.formats.pieces.make import halves, write_pieces
+from tests.formats.ranks.flattened import save_flat
 from tests.formats.ranks.saves import Cut, save_ranks
 from tests.formats.zero.make import Saved
 
@@ -510,6 +511,17 @@ def files_of_ranks(run: Path) -> Case:
     """Write what two ranks of FSDP save, as verl names it."""
     for step in STEPS:
         save_ranks(run / f"global_step_{step}" / "actor", shared(step), {"fsdp": 2})
+    return Case()
+
+
+def flattened(run: Path) -> Case:
+    """Write what two ranks of FSDP save of what it flattened, as OLMo does; of integers in rows of their own."""
+    for step in STEPS:
+        rows: dict[str, dict[str, torch.Tensor]] = {"": {}}
+        for name, tensor in state_dict(step).items():
+            module, _, last = ("", "", name) if tensor.is_floating_point() else name.rpartition(".")
+            rows.setdefault(module, {})[last] = tensor
+        save_flat(run / f"step{step}", rows, 2, step=step)
     return Case()
 
 

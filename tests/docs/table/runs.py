@@ -153,4 +153,5 @@ READ: dict[str, list[Callable[[Path], Case]]] = {
         made.ranks("step-{}/consolidated.0{}.pth"),
         made.ranks("s-{}/{}.pt"),
     ],
+    "OLMo's local sharded checkpoints": [made.flattened],
 }

@@ -76,14 +76,14 @@ def test_optimizer_states_alone_have_no_hint_that_leads_nowhere(cli: Cli, tmp_pa
 
 
 def test_flattened_parameters_of_one_rank_are_no_model(cli: Cli, tmp_path: Path):
-    """OLMo's local sharded checkpoints have one flat tensor for each rank: no hint leads to an average of that."""
+    """OLMo has one flat tensor for each rank; under other names than its own, no hint leads to an average of it."""
     handle = {"flat_param.data": torch.ones(9), "flat_param._fqns": ("a", "b"), "flat_param._shapes": ((2, 3), (3,))}
     for step in (1, 2):
         folder = tmp_path / f"step{step}" / "model"
         folder.mkdir(parents=True)
         for rank in (0, 1):
-            torch.save({"modules": [{"name": "", "handles": [handle]}]}, folder / f"rank{rank}.pt")
-    for path in (tmp_path, tmp_path / "step1" / "model" / "rank0.pt"):
+            torch.save({"modules": [{"name": "", "handles": [handle]}]}, folder / f"model_rank_{rank}.pt")
+    for path in (tmp_path, tmp_path / "step1" / "model" / "model_rank_0.pt"):
         done = cli("average", path, "--half-life", "1ba", "-o", tmp_path / "out.safetensors")
         assert done.code == 3, done
         assert "flattened of the parameters of one rank" in done.err
