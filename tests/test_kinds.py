@@ -39,7 +39,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 READING = (
     "key weights component keep_prefix copy epoch_length spacing name_clock clock_key masters ignore_clocks exclude "
-    "skip_damaged merge_into base"
+    "skip_damaged merge_into base anonymous"
 )
 WRITING = "threads max_memory force manifest checksum dtype max_shard_size allow_non_finite like_input drop exact_lora"
 WATCHING = "path recipes options publish_every store_every restart_from threads max_memory force"

@@ -97,10 +97,6 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
     call = app(arguments, prog_name="ema-cli", standalone_mode=False, obj=invocation)
     if not isinstance(call, Call):
         return call if isinstance(call, int) else 0  # help, or the version
-    if call.options.anonymous:
-        from ema_cli.storage.anonymity import read_anonymously  # which few need
-
-        read_anonymously()
     from ema_cli.storage.header_cache import keep_headers  # which help does not need
 
     keep_headers(wanted=not call.options.no_cache)

@@ -21,7 +21,7 @@ from ema_cli._version import __version__
 from ema_cli.cli.command_line import COMMANDS, options_of
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.storage.names import as_path, without_secrets
+from ema_cli.storage.names import as_path, name_anonymously, without_secrets
 
 if TYPE_CHECKING:
     from ema_cli.cli.command_line import Options
@@ -133,6 +133,7 @@ def make_command(name: str) -> Any:
     family = _family(options)
 
     def call(**words: Any) -> Call:
+        name_anonymously(bool(words.get("anonymous")))
         return Call(name, family.read(words, Invocation(name).hint))
 
     declared = [field.parameter for field in family.all_fields()]

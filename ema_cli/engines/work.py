@@ -16,7 +16,6 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.manifest.libraries import library_versions
-from ema_cli.storage.anonymity import is_anonymous, read_anonymously
 from ema_cli.writing.outputs import Output
 
 
@@ -59,8 +58,7 @@ class Work:
 def pack(work: Work, *more: object) -> bytes:
     """Return the work as bytes, for workers, and what else they need."""
     outputs = [_travelling(output) for output in work.outputs]
-    opened = pickle.dumps((replace(work, outputs=outputs), *more), protocol=5)
-    return zlib.compress(pickle.dumps((is_anonymous(), opened), protocol=5), 1)
+    return zlib.compress(pickle.dumps((replace(work, outputs=outputs), *more), protocol=5), 1)
 
 
 _opened: tuple[bytes, tuple[Any, ...]] | None = None
@@ -68,16 +66,11 @@ _opening = threading.Lock()
 
 
 def unpack(packed: bytes) -> tuple[Any, ...]:
-    """Return the work and the rest that `pack` made bytes of; the last are kept, as their tasks follow each other.
-
-    Whether requests are signed from now on is as where it was packed.
-    """
+    """Return the work and the rest that `pack` made bytes of; the last are kept, as their tasks follow each other."""
     global _opened
     with _opening:
         if _opened is None or _opened[0] != packed:
-            anonymous, opened = pickle.loads(zlib.decompress(packed))
-            read_anonymously(anonymous)
-            _opened = packed, pickle.loads(opened)
+            _opened = packed, pickle.loads(zlib.decompress(packed))
         return _opened[1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from ema_cli.runs.schedule_free import settle_schedule_free
 from ema_cli.runs.siblings import called_folder_warnings, sibling_warnings
 from ema_cli.runs.unread import Damaged
 from ema_cli.storage.header_cache import opening
-from ema_cli.storage.names import as_path
+from ema_cli.storage.names import anonymously, as_path
 from ema_cli.text import plural
 
 
@@ -105,6 +105,7 @@ def open_run(
     skip_damaged: bool = False,
     merge_into: str | Path | None = None,
     base: str | Path | None = None,
+    anonymous: bool = False,
 ) -> Run:
     """Read the headers of one run.
 
@@ -128,6 +129,7 @@ def open_run(
         merge_into: the base model of an adapter: each checkpoint is the whole model, with the adapter merged into it.
         base: the model from which the training began, for the profile "bema": a file or a folder, at clock 0; or a
             checkpoint of the run, at its own. With `merge_into` it is that model, or an adapter.
+        anonymous: read from a bucket without credentials, as it is public.
 
     Raises:
         UsageError: for a value that is unknown, or a path at which there is nothing.
@@ -136,6 +138,8 @@ def open_run(
     """
     check_texts(key=key, weights=weights, component=component, name_clock=name_clock)
     check_flags(keep_prefix=keep_prefix, masters=masters, ignore_clocks=ignore_clocks, skip_damaged=skip_damaged)
+    check_flags(anonymous=anonymous)
+    named: Callable[[str | Path], Path] = lambda path: anonymously(as_path(path)) if anonymous else as_path(path)  # noqa: E731
     check_path_kinds(merge_into=merge_into, base=base)
     several = as_list(paths)
     if not several:
@@ -152,10 +156,10 @@ def open_run(
         ignore_clocks,
         as_texts(exclude, "exclude"),
         skip_damaged,
-        None if merge_into is None else as_path(merge_into),
-        None if base is None else as_path(base),
+        None if merge_into is None else named(merge_into),
+        None if base is None else named(base),
     )
-    return read_run([as_path(path) for path in several], options)
+    return read_run(list(map(named, several)), options)
 
 
 @opening()

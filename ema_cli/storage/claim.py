@@ -86,10 +86,9 @@ def _own(target: StorePath, said: Mapping[str, object], name: str) -> list[Store
     """Return the addresses that a claim lists: only those that a run to its place may put."""
     keys = said.get(name)
     begins = (f"{target.key}/", f"{target.key}.")
-    root = StorePath(*target.parts[:2])
     listed = keys if isinstance(keys, list) else []
     own = [key for key in listed if isinstance(key, str) and (key == target.key or key.startswith(begins))]
-    return [root / key for key in own if ".." not in key.split("/")]
+    return [target.whole_bucket / key for key in own if ".." not in key.split("/")]
 
 
 class Claim:

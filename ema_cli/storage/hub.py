@@ -17,7 +17,6 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing, Unreadable, UsageError, option
-from ema_cli.storage.anonymity import is_anonymous
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import without_queries
 
@@ -54,7 +53,7 @@ def hub_files(path: StorePath) -> Iterator[HubFile]:
     """
     begin, text = path.bucket, f"{path.bucket}/{path.key}"
     with _hub_errors(path, "cannot be looked into"):
-        hub = _hub()
+        hub = _hub(path)
         resolved = hub.resolve_path(text)
         inner = str(resolved.path_in_repo if hasattr(resolved, "path_in_repo") else resolved.path)
         root = text.removesuffix(inner).rstrip("/")
@@ -78,7 +77,7 @@ def read_from_hub(path: StorePath, pinned: str, begin: int, out: memoryview) -> 
     for number in range(_TRIES):
         with _hub_errors(path, f"cannot be read at byte {begin}"):
             end = begin + len(out)
-            with _hub().open(pinned, "rb", cache_type="none", size=end) as file:
+            with _hub(path).open(pinned, "rb", cache_type="none", size=end) as file:
                 data = file.cache.fetcher(begin, end) if out else b""
         if len(data) == len(out):
             out[:] = data
@@ -97,7 +96,7 @@ def check_same_on_hub(path: StorePath, pinned: str, tag: str, hint: str) -> None
         return
     try:
         with _hub_errors(path, "cannot be looked at"):
-            facts = _hub().info(pinned, refresh=True)
+            facts = _hub(path).info(pinned, refresh=True)
     except Missing as error:
         raise Missing("disappeared while it was used", subject=path) from error
     if facts.get("xet_hash") != tag:
@@ -116,8 +115,8 @@ def _pin(hub: Any, root: str, resolved: Any) -> str:
         return _pinned[root]
 
 
-def _hub() -> Any:
-    anonymous = is_anonymous() or os.environ.get(_ANONYMOUS, "").lower() in _YES
+def _hub(path: StorePath) -> Any:
+    anonymous = path.is_anonymous or os.environ.get(_ANONYMOUS, "").lower() in _YES
     return _file_system(os.environ.get("HF_ENDPOINT"), anonymous)
 
 

@@ -271,15 +271,15 @@ def _last(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-_listings: dict[StorePath, Listing] = {}
+_listings: dict[tuple[StorePath, bool], Listing] = {}
 _lock = threading.Lock()
 
 
 def listing_of(path: StorePath) -> Listing:
     """Return what is known of the bucket of an address."""
-    root = StorePath(*path.parts[:2])
+    root = path.whole_bucket
     with _lock:
-        return _listings.setdefault(root, Listing(root))
+        return _listings.setdefault((root, root.is_anonymous), Listing(root))
 
 
 def forget_listings() -> None:

@@ -210,7 +210,7 @@ def hint_at_pattern(path: Path) -> str | None:
     first = next((at for at, part in enumerate(path.parts) if any(sign in part for sign in PATTERN_SIGNS)), None)
     if not isinstance(path, StorePath) or first is None or first < _FIRST_NAME:
         return None
-    folder = StorePath(*path.parts[:first])
+    folder = type(path)(*path.parts[:first])
     try:
         fitting = fnmatch.filter(location(folder).names(), path.parts[first])
     except CheckpointError:

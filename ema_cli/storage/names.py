@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PosixPath
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from ema_cli.errors import UsageError
 
@@ -25,6 +25,7 @@ _IN_TEXT = re.compile(r"[a-z][a-z0-9+.-]+://\S+?(?=\)?(?:\s|$))", re.ASCII | re.
 _INDEX = ".index.json"  # what the name of a list of shards ends with
 _indexes: dict[Path, str] = {}  # of a folder of a web server: the name of the list of its shards
 _queries: dict[Path, str] = {}  # what follows the question mark of web addresses that were named: it may be a signature
+_anonymously = False  # whether what is named from now on is read so
 
 
 class StorePath(PosixPath):
@@ -40,7 +41,7 @@ class StorePath(PosixPath):
         return f"{self.parts[0]}//{'/'.join(self.parts[1:])}" if is_whole else super().__str__()
 
     def __repr__(self) -> str:
-        return f"StorePath({str(self)!r})"
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __fspath__(self) -> NoReturn:
         raise UsageError(
@@ -65,7 +66,17 @@ class StorePath(PosixPath):
 
     def without_dots(self) -> StorePath:
         """Return the same place without `..` in its address."""
-        return self if ".." not in self.parts else StorePath(os.path.normpath("/".join(self.parts)))
+        return self if ".." not in self.parts else type(self)(os.path.normpath("/".join(self.parts)))
+
+    @property
+    def whole_bucket(self) -> Self:
+        """Return the address of the bucket."""
+        return type(self)(*self.parts[:2])
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Return whether no request for what is here is signed."""
+        return False
 
     @property
     def scheme(self) -> str:
@@ -100,6 +111,31 @@ class StorePath(PosixPath):
         return None if name is None else self / name
 
 
+class AnonymousPath(StorePath):
+    """An address for which no request is signed, whatever credentials the environment has: what is there is public.
+
+    So is every address that is found from it, here and in workers, which may work for others who sign.
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Return True."""
+        return True
+
+
+def anonymously(path: Path) -> Path:
+    """Return the address to be read without a signature; a local path as it is."""
+    return AnonymousPath(*path.parts) if isinstance(path, StorePath) else path
+
+
+def name_anonymously(yes: bool) -> None:
+    """Say whether the addresses that are named in this process from now on are `AnonymousPath`s."""
+    global _anonymously
+    _anonymously = yes
+
+
 def remember_query(path: StorePath, query: str) -> None:
     """Note what follows the question mark of a web address that came from another process."""
     _queries[path] = query
@@ -119,7 +155,8 @@ def as_path(word: str | Path) -> Path:
         return Path(word)
     rest = str(word)[len(scheme[1]) :]
     text, _, query = rest.partition("?") if name in WEB else (rest, "", "")
-    path = StorePath(f"{name}:" if scheme[0].endswith("///") else name + text)
+    kind = AnonymousPath if _anonymously else StorePath
+    path = kind(f"{name}:" if scheme[0].endswith("///") else name + text)
     # A password may hold a slash, with which the bucket would end.
     if ("@" in path.bucket or not _HOST.fullmatch(path.bucket)) if name in WEB and path.bucket else ":" in path.bucket:
         raise UsageError(

@@ -17,7 +17,6 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from ema_cli.errors import Missing, OutputError, Unreadable, UsageError, option
-from ema_cli.storage.anonymity import is_anonymous
 from ema_cli.storage.names import HUB, WEB, StorePath
 
 _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
@@ -39,15 +38,7 @@ _CREDENTIALS = {
 _CUT = "list response body"
 _Listed = TypeVar("_Listed")
 _lock = threading.Lock()
-_clients: dict[str, Any] = {}
-
-
-def forget_clients() -> None:
-    """Let the next request make its client anew: what it is to do was changed."""
-    with _lock:
-        # What lies in memory is there as long as its client is.
-        for url in [url for url in _clients if not url.startswith("memory:")]:
-            del _clients[url]
+_clients: dict[tuple[str, bool], Any] = {}  # by address, and whether they leave requests unsigned
 
 
 @cache
@@ -74,13 +65,14 @@ def client_of(path: StorePath) -> Any:
     """
     url = str(path) if path.scheme in WEB else f"{path.scheme}://{path.bucket}"
     url = f"{url}?{path.query}" if path.query else url
+    unsigned = path.is_anonymous and path.scheme in _CREDENTIALS
     with _lock:
-        if url not in _clients:
-            _clients[url] = _make_client(path, url)
-        return _clients[url]
+        if (url, unsigned) not in _clients:
+            _clients[url, unsigned] = _make_client(path, url, unsigned=unsigned)
+        return _clients[url, unsigned]
 
 
-def _make_client(path: StorePath, url: str) -> Any:
+def _make_client(path: StorePath, url: str, *, unsigned: bool) -> Any:
     if path.scheme == "memory":
         return obstore().store.MemoryStore()
     if path.scheme == "s3":
@@ -92,7 +84,6 @@ def _make_client(path: StorePath, url: str) -> Any:
         "read_timeout": _SILENCE,
         "timeout": _WHOLE,
     }
-    unsigned = is_anonymous() and path.scheme in _CREDENTIALS
     more = {**_sums(path), **({"skip_signature": True} if unsigned else _provider(path))}
     with store_errors(path, "cannot be reached"):
         return obstore().store.from_url(url, client_options=options, retry_config=_RETRY, **more)

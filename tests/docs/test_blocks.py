@@ -47,7 +47,7 @@ def in_a_bucket(folder: Path) -> None:
     from tests.storage.stores import obstore, put_folder
 
     hugging_face(folder)
-    stores._clients.update({f"s3://{name}": obstore.store.MemoryStore() for name in ("bucket", "models")})
+    stores._clients.update({(f"s3://{name}", False): obstore.store.MemoryStore() for name in ("bucket", "models")})
     run = folder / "ckpts"
     files = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     put_folder(StorePath("s3://bucket/run"), files)

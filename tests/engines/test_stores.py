@@ -20,15 +20,14 @@ from ema_cli.engines import tasks
 from ema_cli.engines.engine import Engine, EngineError, plain_loss
 from ema_cli.engines.opening import open_engine
 from ema_cli.engines.parts import Part
-from ema_cli.engines.tasks import Task
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.job import Job
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
-from ema_cli.storage import anonymity, listing, store_sharing, stores
-from ema_cli.storage.names import StorePath
+from ema_cli.storage import listing, store_sharing, stores
+from ema_cli.storage.names import AnonymousPath, StorePath
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.engines.lost import Wrapped
@@ -177,25 +176,37 @@ def test_a_single_file(tmp_path: Path, bucket: StorePath, executor: Executor, mo
         average(made, bucket / "y" / "x.safetensors", executor=executor)
 
 
-@pytest.mark.parametrize("anonymous", [True, False])
-def test_workers_sign_if_the_one_who_asks_does(
-    tmp_path: Path, bucket: StorePath, monkeypatch: pytest.MonkeyPatch, anonymous: bool
+def test_two_who_ask_at_once_of_whom_one_is_anonymous(
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ):
-    """With --anonymous they do not, whatever their environment has, and whatever they did before."""
-    monkeypatch.setattr(anonymity, "_anonymous", anonymous)
-    made, seen = put_run(bucket / "run", tmp_path), []
+    """They share workers, and each reads what it may see: with each address goes whether its requests are signed."""
+    monkeypatch.setattr(
+        stores, "_clients", {("s3://shared", each): obstore.store.MemoryStore() for each in (True, False)}
+    )
+    both = threading.Barrier(2, timeout=60)
+    folders = [StorePath("s3://shared/models"), AnonymousPath("s3://shared/models")]
+    made = [put_run(folder / "run", tmp_path / str(number)) for number, folder in enumerate(folders)]
+    made[1] = put_run(folders[1] / "run", tmp_path / "again")  # so that other versions are there
+    for plans, folder in zip(made, folders, strict=True):
+        average(plans, folder / "alone", max_shard_size=600)
 
-    def do(function: Callable[..., object], wanted: dict[str, str], packed: bytes, task: Task) -> object:
-        if not seen:
-            anonymity.read_anonymously(not anonymous)
-        result = function(wanted, packed, task)
-        seen.append(anonymity.is_anonymous())
-        return result
+    def do(function: Callable[..., object], *arguments: object) -> object:
+        both.wait()
+        try:
+            return function(*arguments)
+        finally:
+            both.wait()
 
-    with ThreadPoolExecutor(1) as one:
-        perform(prepared(made, bucket / "out", 1500), by=Engine("x", Wrapped(one, do)))
-    assert seen
-    assert set(seen) == {anonymous}
+    def make(number: int) -> None:
+        job = prepared(made[number], folders[number] / "out", 600)
+        perform(job, by=Engine("x", Wrapped(executor, do)))
+
+    with ThreadPoolExecutor(2) as those_who_ask:
+        list(those_who_ask.map(make, range(2)))
+    for folder in folders:
+        there = {name.replace("alone", "out", 1): content for name, content in present(folder / "alone").items()}
+        assert len(there) > 3
+        assert present(folder / "out") == there
 
 
 @pytest.mark.slow

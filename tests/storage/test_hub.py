@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ema_cli.errors import UsageError
-from ema_cli.storage import anonymity, listing, objects
 from ema_cli.storage import hub as storage_hub
+from ema_cli.storage import listing, objects
 from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
 from tests.conftest import Cli, write_hf_run
@@ -158,7 +158,6 @@ def test_a_token_is_sent_and_not_shown(hub: Hub, files: dict[str, bytes], cli: C
     assert tokens(hub) == {"Bearer hf_a_secret_token"}
     assert "secret" not in done.out + done.err
     hub.requests.clear()
-    monkeypatch.setattr(anonymity, "_anonymous", False)  # so that it is put back
     assert cli("inspect", "hf://org/model/run", *LAW, "--anonymous").code == 0
     assert tokens(hub) == {""}
 

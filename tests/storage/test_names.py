@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.errors import UsageError
-from ema_cli.storage.names import StorePath, as_path, check_no_address, common_folder, plain, relative_name
+from ema_cli.storage.names import StorePath, anonymously, as_path, check_no_address, common_folder, plain, relative_name
 
 RUN = as_path("s3://bucket/run/")
 
@@ -29,6 +29,17 @@ def test_names_are_found_from_an_address():
     assert file.relative_to(RUN).as_posix() == relative_name(file, RUN) == "step-1/model.safetensors"
     assert file.is_relative_to(RUN)
     assert file.absolute() == plain(file) == plain(file.parent / ".." / "step-1" / file.name) == file
+
+
+def test_what_is_found_from_an_anonymous_address_is_anonymous():
+    """Below it, around it, beside it, its bucket, and in another process; the place is the same."""
+    run = anonymously(RUN)
+    found = [run, run / "a", run.parent, run.with_name("b"), run.whole_bucket, run.absolute(), plain(run / ".." / "c")]
+    found += [common_folder([run / "a", run / "b"]), pickle.loads(pickle.dumps(run))]
+    assert [isinstance(path, StorePath) and path.is_anonymous for path in found] == [True] * len(found)
+    assert run == RUN
+    assert not RUN.is_anonymous
+    assert anonymously(Path("run")) == Path("run")
 
 
 @pytest.mark.parametrize("word", ["run", "/data/run", "C:/run", "hdfs://host/run", "./s3:/bucket", "a/s3://bucket"])

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from ema_cli import averaging
 from ema_cli.formats.arrays import zarr
 from ema_cli.job import Job
-from ema_cli.storage import anonymity, listing, stores
+from ema_cli.storage import listing, stores
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli
 from tests.formats.arrays.orbax_files import write_step
@@ -76,7 +76,6 @@ def test_without_a_signature_it_is_refused_where_it_is_not_public(
     run: StorePath, proxy: Proxy, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
     """Tensorstore signs nothing either with `--anonymous`."""
-    monkeypatch.setattr(anonymity, "_anonymous", False)  # so that it is put back
     monkeypatch.setattr(stores, "_clients", {})
     assert cli("inspect", run).code == 0
     assert all(request.signed for request in proxy.requests)

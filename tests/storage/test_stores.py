@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ema_cli import Recipe, make_plan, open_run
 from ema_cli import average as write_average
 from ema_cli.errors import Unreadable
-from ema_cli.storage import anonymity, listing, objects, stores
+from ema_cli.storage import listing, objects, stores
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, Outcome
@@ -210,7 +210,6 @@ def test_what_is_public_is_read_without_a_signature(
     proxy: Proxy, run: StorePath, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
     """With `--anonymous` no request is signed, although there are credentials. This store is not public."""
-    monkeypatch.setattr(anonymity, "_anonymous", False)  # so that it is put back
     monkeypatch.setattr(stores, "_clients", {})
     before = len(proxy.requests)
     assert cli("inspect", run, *LAW).code == 0

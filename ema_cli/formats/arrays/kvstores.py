@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.errors import CheckpointError
-from ema_cli.storage.anonymity import is_anonymous
 from ema_cli.storage.names import StorePath
 
 NOTE = "read by tensorstore, whose requests name no version of an object: that none was replaced is checked in the end"
@@ -40,6 +39,6 @@ def kvstore_of(folder: Path) -> dict[str, Any]:
         **place,
         **own,
         **({"aws_region": region} if region else {}),
-        **({"aws_credentials": {"type": "anonymous"}} if is_anonymous() else {}),
+        **({"aws_credentials": {"type": "anonymous"}} if folder.is_anonymous else {}),
         "requester_pays": os.environ.get("AWS_REQUEST_PAYER", "").lower() == "true",
     }
