@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.trainers.ranks import gather
+from tests.trainers.ranks import gather, leave
 from tests.trainers.write_composer import BATCH, EPOCH_LENGTH, EPOCHS, let_composer_load, train
 
 
@@ -48,6 +48,7 @@ def main(folder: Path) -> None:
         assert trainer.state.timestamp.batch.value == last + 1
         assert trainer.state.timestamp.sample.value == (last + 1) * BATCH * dist.get_world_size()
         assert not torch.equal(weights(trainer.state.model)["net.0.weight"], watch.begun["net.0.weight"])
+    leave()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import socket
@@ -47,11 +48,19 @@ def launch(writer: str, folder: Path, *arguments: object, ranks: int = 2, packag
 def gloo() -> Iterator[int]:
     """Join the other processes, on the CPU; give this one's rank."""
     torch.distributed.init_process_group("gloo")
-    try:
-        yield torch.distributed.get_rank()
-    finally:
+    yield torch.distributed.get_rank()
+    leave()
+
+
+def leave() -> None:
+    """Wait for the other processes, and end this one's part of the training: the last thing that a process does.
+
+    A thread of gloo's that is still at work when the interpreter ends may end the whole process with it.
+    """
+    if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    gc.collect()  # what a trainer leaves behind holds groups, and each group its threads
 
 
 def gather(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.trainers.ranks import gather, let_torchvision_load
+from tests.trainers.ranks import gather, leave, let_torchvision_load
 
 SAVES, INTERVAL = 3, 4
 
@@ -48,7 +48,9 @@ def main(folder: Path) -> None:
                 save_file(whole, folder / "truth" / f"{save}.safetensors")
             accelerator.save_state()
             save_fsdp_model(plugin, accelerator, model, folder / "ranks" / f"checkpoint_{save}", use_dcp=False)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    leave()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ema_cli import EMA
-from tests.trainers.ranks import gather
+from tests.trainers.ranks import gather, leave
 
 STEPS, SAVED_AFTER = 12, 6
 HALF_LIVES = ("3ba", "8ba")
@@ -69,7 +69,9 @@ def main(folder: Path, kind: str, part: str) -> None:
         with ema.applied(name):
             held = gather(accelerator.unwrap_model(model).state_dict())
         save_file(held, results / f"{rank}-{name}.safetensors")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.trainers.ranks import gather, let_torchvision_load
+from tests.trainers.ranks import gather, leave, let_torchvision_load
 
 HALF_LIFE, INTERVAL = 6, 2
 EPOCHS, EPOCH_LENGTH, BATCH = 2, 8, 4
@@ -95,6 +95,7 @@ def main(folder: Path) -> None:
         # Composer wraps the model of several processes in DDP.
         save_file({name.removeprefix("module."): each for name, each in averages.items()}, folder / "ema.safetensors")
         save_file(last, folder / "last.safetensors")
+    leave()
 
 
 if __name__ == "__main__":

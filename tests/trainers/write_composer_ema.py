@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.trainers.ranks import gather
+from tests.trainers.ranks import gather, leave
 from tests.trainers.write_composer import BATCH, EPOCH_LENGTH, let_composer_load, make_model
 
 STOP = 11
@@ -71,6 +71,7 @@ def main(folder: Path, strategy: str) -> None:
     train("whole", KeepTruth(), save_folder=str(folder / "run"), save_interval=f"{STOP}ba")
     suffix = "" if strategy == "fsdp2" else "-rank0.pt"
     train("resumed", load_path=str(folder / "run" / f"ep1-ba{STOP}{suffix}"))
+    leave()
 
 
 if __name__ == "__main__":

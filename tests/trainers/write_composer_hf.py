@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from tests.trainers.ranks import leave
 from tests.trainers.transformers_run import make_tokenizer
 from tests.trainers.write_composer import let_composer_load
 
@@ -67,6 +68,7 @@ def main(folder: Path) -> None:
     train(folder / "llama", make_llama().to(torch.bfloat16), save_weights_only=True)
     adapter = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     train(folder / "adapter", make_llama(), make_tokenizer(), adapter=adapter)
+    leave()
 
 
 if __name__ == "__main__":

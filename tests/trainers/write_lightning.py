@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.trainers.ranks import gather, let_torchvision_load
+from tests.trainers.ranks import gather, leave, let_torchvision_load
 
 EPOCHS, EPOCH_LENGTH, INTERVAL = 2, 8, 4
 
@@ -75,6 +75,7 @@ def main(folder: Path) -> None:
         use_distributed_sampler=False,  # the same batches in both, and so the same buffers
     )
     trainer.fit(make_model(), DataLoader(TensorDataset(torch.randn(EPOCH_LENGTH * 4, 5)), batch_size=4))
+    leave()
 
 
 if __name__ == "__main__":

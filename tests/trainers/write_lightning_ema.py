@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.trainers.ranks import gather, let_torchvision_load
+from tests.trainers.ranks import gather, leave, let_torchvision_load
 from tests.trainers.write_lightning import make_model as make_base
 
 LENGTH, STOP = 12, 7
@@ -84,6 +84,7 @@ def main(folder: Path, strategy: str) -> None:
     alone = {"filename": "{step}", "every_n_train_steps": STOP, "mode": "max", "save_weights_only": True}
     train("stopped", saver, ModelCheckpoint(folder / "alone", **alone), max_steps=STOP, max_epochs=1)
     train("resumed", ckpt=folder / "run" / f"step={STOP}.ckpt", max_epochs=1, enable_checkpointing=False)
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tests.trainers.ranks import gather, let_torchvision_load
+from tests.trainers.ranks import gather, leave, let_torchvision_load
 
 if __name__ == "__main__":
     let_torchvision_load()
@@ -140,7 +140,7 @@ def main(folder: Path, kind: str, way: str) -> None:
         shutil.copytree(folder / "whole" / f"checkpoint-{EVERY}", folder / "again" / f"checkpoint-{EVERY}")
     torch.distributed.barrier()
     train("again", resume=True)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
