@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import Cli
 from tests.engines.runs import RUNS, files_below
+from tests.formats.adapters.adapters import write_run as write_adapters
 
 LAW = ("--name-clock", "ba", "--half-life", "200ba")
 SCRIPT = """
@@ -63,6 +65,33 @@ def test_parts_that_a_launcher_starts_at_once(tmp_path: Path, cli: Cli, launcher
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
 
 
+KILLED = """
+import os
+import signal
+from ema_cli import averaging
+averaging.publish_outputs = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_part_that_is_killed_when_it_publishes(tmp_path: Path, cli: Cli):
+    """Any part that is run again publishes, and on the same machine at once; the bytes are those of one process."""
+    RUNS["one file"](tmp_path / "run")
+    average = ("average", "run", *LAW)
+    for folder in ("alone", "out"):
+        (tmp_path / folder).mkdir()
+    assert cli(*average, "-o", "alone/x.safetensors").code == 0
+    parts = (*average, "-o", "out/x.safetensors", "--part")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "killed.py").write_text(KILLED + SCRIPT)
+    for script, part, code in (("script.py", "0/2", 0), ("killed.py", "1/2", -signal.SIGKILL), ("script.py", "0/2", 0)):
+        assert not (tmp_path / "out" / "x.safetensors").exists()
+        done = subprocess.run([sys.executable, script, *parts, part], cwd=tmp_path, capture_output=True, timeout=50)
+        assert done.returncode == code, done.stderr
+    assert done.stdout == b"out/x.safetensors\n"
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+
+
 def test_a_series_by_workers(tmp_path: Path, cli: Cli):
     """Every average of it has the bytes of one process; `--json` tells seconds and bytes of each worker."""
     RUNS["one file"](tmp_path / "run")
@@ -75,7 +104,21 @@ def test_a_series_by_workers(tmp_path: Path, cli: Cli):
     for share in written["workers"]:
         assert share["tasks"] >= 1
         assert share["seconds"] > 0
+        assert share["kernel"] == written["kernel"]
     assert sum(share["bytes_read"] for share in written["workers"]) == written["bytes_read"] > 0
     files = files_below(tmp_path / "workers")
     assert len(files) > 6
     assert files == files_below(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("option", [("--on", "processes=1"), ("--part", "0/2")])
+def test_products_of_adapters_are_averaged_by_one_process(tmp_path: Path, cli: Cli, option: tuple[str, str]):
+    """They are small: the error says so, and how it works; nothing is left."""
+    write_adapters(tmp_path / "run")
+    done = cli("average", "run", "--half-life", "2ba", "--exact-lora", "2", "-o", "out", *option)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"error: --exact-lora averages products of adapters, which are small: {option[0]} does not\n"
+        f"hint: leave out {option[0]}\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 
 import pytest
 
 from ema_cli.engines import ray_cluster
-from ema_cli.engines.engine import EngineError
+from ema_cli.engines.engine import EngineError, Loss
 from ema_cli.engines.opening import open_engine
 from ema_cli.errors import UsageError
+from ema_cli.system.processors import default_threads
 
 
 def test_a_scheduler_that_is_not_there():
@@ -30,6 +32,26 @@ def test_what_is_no_address_for_dask():
     pytest.importorskip("distributed")
     with pytest.raises(UsageError, match=re.escape("'dask://a:b:c': invalid address")), open_engine("dask://a:b:c"):
         pass
+
+
+def test_a_task_that_dask_gave_to_worker_after_worker():
+    """Its own setting says to how many; each of them counts, and the last one is named."""
+    distributed = pytest.importorskip("distributed")
+    from ema_cli.engines.dask_cluster import _loss
+
+    worker = SimpleNamespace(address="tcp://127.0.0.1:34567")
+    lost = _loss(distributed.scheduler.KilledWorker("task", worker, allowed_failures=3, run_spec=None))
+    assert lost == Loss("tcp://127.0.0.1:34567", 4)
+    assert _loss(CancelledError()) == Loss("", 1)
+    assert _loss(ValueError()) is None
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_the_processors_of_this_machine_are_divided(number: int):
+    """Among the processes that work on it; each has one thread at least."""
+    with open_engine(f"processes={number}") as engine:
+        assert engine.threads == max(1, default_threads() // number)
+        assert engine.is_here
 
 
 def test_a_cluster_of_ray_that_is_gone(monkeypatch: pytest.MonkeyPatch):

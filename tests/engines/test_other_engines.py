@@ -123,6 +123,21 @@ def test_mpi(run: Path, alone: dict[str, bytes], tmp_path: Path):
 
 
 @pytest.mark.usefixtures("as_root")
+def test_mpi_of_which_a_rank_is_killed(run: Path, alone: dict[str, bytes], tmp_path: Path):
+    """MPI ends the whole job, and nothing is published; the same command makes it."""
+    pytest.importorskip("mpi4py")
+    arguments = [*mpiexec(3), *command(run, tmp_path, "mpi")]
+    with first_worker_killed(tmp_path / "out") as killed:
+        ended = subprocess.run(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert killed
+    assert ended.returncode != 0
+    assert ended.stdout == ""
+    assert not (tmp_path / "out" / "x.safetensors").exists()
+    subprocess.run(arguments, cwd=tmp_path, check=True, timeout=120)
+    assert files_below(tmp_path / "out") == alone
+
+
+@pytest.mark.usefixtures("as_root")
 def test_parts_that_mpi_starts(run: Path, alone: dict[str, bytes], tmp_path: Path):
     """Its variables say which part each rank is; one of them publishes, and prints the path."""
     pytest.importorskip("mpi4py")
