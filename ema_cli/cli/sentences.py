@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import TYPE_CHECKING
 
-from ema_cli.errors import EmaError, at_terminal, printable
-from ema_cli.law.laws import HalfLife
-from ema_cli.law.live import NEAR_ENOUGH
-from ema_cli.law.time import Time, Unit
+from ema_cli.cli.stored_sentences import how_far
+from ema_cli.errors import printable
+from ema_cli.law.time import Unit
 from ema_cli.planning.series import at_the_end, is_series
 from ema_cli.runs.run import twin_advice
 from ema_cli.storage.names import StorePath
@@ -18,12 +16,11 @@ from ema_cli.text import plural, size
 if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.checkpoint import Checkpoint
     from ema_cli.cli.outcomes import DryRun
-    from ema_cli.cli.views import RunView, StoredView, TensorTotals
+    from ema_cli.cli.views import RunView, TensorTotals
     from ema_cli.job import Job
-    from ema_cli.planning.plan import Approximation, Plan
+    from ema_cli.planning.plan import Plan
     from ema_cli.result import PartDone, Result
 
-_MENTIONED = 0.1  # of an error: the share from which on a part of it is named
 UNIT_NAMES = {Unit.BATCH: "batch", Unit.EPOCH: "epoch", Unit.SAMPLE: "sample", Unit.TOKEN: "token"}
 
 
@@ -63,7 +60,7 @@ def plan_line(plan: Plan) -> str:
     entries = len(plan.entries)
     skipped = len(plan.skipped) + sum(passed.excluded for passed in plan.run.passed_over)
     if plan.approximation:
-        return f"{plural(entries, 'stored average')} combined: {_error(plan.approximation, law(plan))}"
+        return f"{plural(entries, 'stored average')} combined: {how_far(plan.approximation, law(plan))}"
     left_out = f", {skipped} skipped" if skipped else ""
     if plan.between_updates and plan.recipe.update_interval is None and plan.recipe.interval is not None:
         left_out += f" ({between_updates(plan)})"
@@ -91,7 +88,7 @@ def plan_lines(plans: Sequence[Plan]) -> list[str]:
     for plan in plans:
         if plan.approximation:
             averages = plural(len(plan.entries), "stored average")
-            lines.append(f"{law(plan):>{width}}: {_error(plan.approximation)}, from {averages}")
+            lines.append(f"{law(plan):>{width}}: {how_far(plan.approximation)}, from {averages}")
             continue
         lines.append(
             f"{law(plan):>{width}}: {plan.effective_count:.1f} effective of {len(plan.entries)}, "
@@ -106,72 +103,6 @@ def plan_lines(plans: Sequence[Plan]) -> list[str]:
 def mean_age(plan: Plan) -> str:
     """Return the mean age of a plan's checkpoints, in four digits."""
     return f"{float(plan.mean_age.value):.4g}{plan.mean_age.unit}"
-
-
-def _error(approximation: Approximation, asked: str = "") -> str:
-    """Return how far off an average is from what is asked for."""
-    rounding, source = approximation.rounding, f" from {asked}" if asked else ""
-    rounded = ""
-    if rounding is None:
-        rounded = " and its rounding, which was not written down when the averages were stored"
-    elif rounding >= _MENTIONED * approximation.error:
-        rounded = f", of which {rounding:.2%} by rounding"
-    return f"{approximation.error:.2%} off{source}{rounded}"
-
-
-def reach_lines(approximation: Approximation) -> list[str]:
-    """Return which half-lives the stored averages make, and how exactly."""
-    lines = []
-    for within, half_lives in approximation.reach.items():
-        ranges = ", ".join(_range(low, high) for low, high in half_lives)
-        lines.append(f"Within {within:.0%}: {ranges or 'no half-life'}")
-    return lines
-
-
-def _range(low: Time, high: Time) -> str:
-    if low == high:
-        return str(low)
-    return f"{low} to {high}" if isfinite(high.value) else f"{low} and longer"
-
-
-def _how_near(plan: Plan | EmaError) -> str:
-    if isinstance(plan, EmaError):
-        return plan.message(at_terminal)
-    if plan.approximation is None:
-        return ""
-    far = plan.approximation.error > NEAR_ENOUGH
-    return _error(plan.approximation) + ("; to have it, store averages nearer to it, or more often" if far else "")
-
-
-def stored_lines(stored: StoredView | None, plans: Sequence[Plan]) -> list[str]:
-    """Return what else could be averaged: what the training stored, or what it might store the next time."""
-    if stored is None:
-        return _store_next_time(plans)
-    if isinstance(stored.run, EmaError):
-        return [f"Stored averages: {stored.run.message(at_terminal)}"]
-    first = "" if stored.run.has_first_copy else ", without the first copy"
-    return [
-        f"Stored averages: {', '.join(stored.run.names)}, at {plural(len(stored.run.clocks), 'clock')} up to "
-        f"{stored.run.clocks[-1]}{first} (--from stored)",
-        *(f"  {recipe.law.name}: {_how_near(plan)}" for recipe, plan in stored.plans),
-    ]
-
-
-def _store_next_time(plans: Sequence[Plan]) -> list[str]:
-    # A heavy first checkpoint is that of a long half-life: stored averages would have it, too.
-    sparse = [
-        plan for plan in at_the_end(plans) if isinstance(plan.recipe.law, HalfLife) and plan.advice.newest_is_heavy
-    ]
-    advised = dict.fromkeys(str(half_life) for plan in sparse for half_life in plan.advice.half_lives_to_store)
-    if not advised:
-        return []
-    names = ", ".join(f'"{half_life}"' for half_life in advised)
-    every = ', update_interval="every"' if any(plan.recipe.interval is None for plan in sparse) else ""
-    return [
-        "Raw checkpoints alone cannot do it. Averages that are stored while the model trains can:",
-        f"  ema = EMA(model, half_life=({names}){every}), then ema.store(folder) now and then",
-        "How: docs/how-to/half-life-afterwards.md",
-    ]
 
 
 def series_line(plans: Sequence[Plan]) -> str:

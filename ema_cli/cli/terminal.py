@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.cli import comparison_sentences, sentences
+from ema_cli.cli import comparison_sentences, sentences, stored_sentences
 from ema_cli.cli.github import annotate, annotate_warnings
 from ema_cli.cli.rich_console import console, shown
 from ema_cli.cli.tables import Weights, print_distances, print_profile, print_series, print_tensors, print_weights
@@ -129,13 +129,13 @@ def _print_approximations(out: Console, plans: Sequence[Plan]) -> None:
         title = f"Training time in the average of {sentences.law(plan)}: asked for, and reached"
         out.print(shown(title, "bold"), soft_wrap=True)
         print_profile(out, approximation, str(plan.mean_age.unit))
-        for text in sentences.reach_lines(approximation):
+        for text in stored_sentences.reach_lines(approximation):
             out.print(shown(text), soft_wrap=True)
 
 
 def _print_stored(out: Console, stored: StoredView | None, plans: Sequence[Plan]) -> None:
     """Print what the training stored besides its checkpoints, and what could be made of it."""
-    lines = sentences.stored_lines(stored, plans)
+    lines = stored_sentences.stored_lines(stored, plans)
     if lines:
         out.print()
     for text in lines:

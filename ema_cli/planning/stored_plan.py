@@ -15,7 +15,7 @@ from ema_cli.errors import RunError, UsageError, option
 from ema_cli.law.law import LiveLaw
 from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR, NEAR_ENOUGH
-from ema_cli.law.profile import Moment, Stored, share_before
+from ema_cli.law.profile import Moment, Stored
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.synthesis import Profiles, Synthesis
@@ -23,10 +23,10 @@ from ema_cli.law.time import EVERY, Time, Unit
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan
 from ema_cli.planning.stored_rounding import measure_rounding
+from ema_cli.planning.stored_shares import combined_shares, cut_in_stretches, shares_of
 from ema_cli.runs.stored import StoredRun
 from ema_cli.runs.stored_file import StoredAverage
 
-_LEAST_STRETCHES = 10
 _MAX_STORED = 1000
 _GRID = 8  # half-lives in a decade
 
@@ -58,15 +58,15 @@ def make_stored_plan(stored: StoredRun, recipe: Recipe, *, allow_approximate: bo
     reach = {within: _ranges_within(within, grid, errors) for within in (NEAR, NEAR_ENOUGH)}
     if nearest.error > NEAR_ENOUGH and not allow_approximate:
         raise _out_of_reach(stored, law, nearest, reach[NEAR_ENOUGH])
-    stretches = _stretches(moments)
+    stretches = cut_in_stretches(moments)
     ends = [end for _, end in stretches]
     approximation = Approximation(
         nearest.error,
         min(nearest.error, profiles.error(law)),
         reach,
         stretches,
-        _shares(law, len(moments) - 1, ends, moments),
-        _combined_shares(profiles, nearest, ends),
+        shares_of(law, len(moments) - 1, ends, moments),
+        combined_shares(profiles, nearest, ends),
         nearest.rounding,
     )
     recipe = replace(recipe, update_interval=stored.interval or EVERY)
@@ -271,37 +271,3 @@ def _entries(averages: Sequence[StoredAverage], nearest: Synthesis) -> tuple[Ent
             entries.append(Entry(average.checkpoint, average.clock, clock - before, weight))
             before = clock
     return tuple(entries)
-
-
-def _stretches(moments: Sequence[Moment]) -> list[tuple[float, float]]:
-    """Return at least ten stretches of the training, of a round length, as clocks (from, to).
-
-    From 3 to 100 they are 0 to 10, 10 to 20, ... 90 to 100.
-    """
-    began, end = moments[0].clock, moments[-1].clock
-    step = _round_down((end - began) / _LEAST_STRETCHES)
-    before = math.floor(began / step)  # stretches in which there was no average
-    edges = [step * number for number in range(before, math.ceil(end / step - 1e-9))] + [end]
-    return list(pairwise(edges))
-
-
-def _round_down(most: float) -> float:
-    """Return the largest of 1, 2, 5, 10, 20, ... that is not above `most`."""
-    power = 10.0 ** math.floor(math.log10(most))
-    return max(digit * power for digit in (1, 2, 5) if digit * power <= most * (1 + 1e-9))
-
-
-def _shares(law: LiveLaw | None, moment: int, ends: Sequence[float], moments: Sequence[Moment]) -> list[float]:
-    """Return the share of each stretch, by its end, in an average of this law as it was at a moment."""
-    until = [share_before(law, end, moments, moment) for end in ends]
-    return [share - before for before, share in pairwise([0.0, *until])]
-
-
-def _combined_shares(profiles: Profiles, nearest: Synthesis, ends: Sequence[float]) -> list[float]:
-    """Return the share of each stretch, by its end, in the sum of the stored averages by their weights."""
-    total = [0.0] * len(ends)
-    for stored, weight in zip(profiles.stored, nearest.weights.tolist(), strict=True):
-        if weight:
-            shares = _shares(stored.law, stored.moment, ends, profiles.moments)
-            total = [sum(pair) for pair in zip(total, (weight * share for share in shares), strict=True)]
-    return total

@@ -10,14 +10,10 @@ import pytest
 import torch
 
 from ema_cli.cli import sentences
-from ema_cli.cli.views import StoredView, TensorTotals
-from ema_cli.errors import RunError
-from ema_cli.law.laws import HalfLife
-from ema_cli.law.live import Schedule
+from ema_cli.cli.views import TensorTotals
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Approximation, Plan, make_plan
-from ema_cli.runs.stored import StoredAverage, StoredRun
 from ema_cli.text import size
 from tests.composer_recurrence import make_run
 from tests.conftest import Cli
@@ -112,7 +108,7 @@ def test_clocks_of_several_units_stand_together():
 
 
 def test_stored_averages_are_shown_by_how_near_they_come():
-    """One plan in a sentence, several on a line each; ranges of half-lives within a share."""
+    """One plan in a sentence, several on a line each."""
     assert sentences.plan_line(near()) == "3 stored averages combined: 1.23% off from 20ba"
     assert sentences.plan_lines([near(), near()])[1] == "20ba: 1.23% off, from 3 stored averages"
     approximation = near().approximation
@@ -123,32 +119,3 @@ def test_stored_averages_are_shown_by_how_near_they_come():
     )
     rounded = replace(near(), approximation=replace(approximation, rounding=0.01))
     assert sentences.plan_line(rounded).endswith("1.23% off from 20ba, of which 1.00% by rounding")
-    assert sentences.reach_lines(approximation) == ["Within 1%: 20ba to 90ba, 200ba", "Within 5%: no half-life"]
-    endless = replace(approximation, reach={0.01: [(Time.parse("24ba"), Time.parse("infba"))]})
-    assert sentences.reach_lines(endless) == ["Within 1%: 24ba and longer"]
-
-
-def test_a_sparse_run_is_advised_to_store_averages():
-    """Where checkpoints are too far apart: which half-lives to store; nowhere else."""
-    assert 'half_life=("25ba", "100ba"))' in sentences.stored_lines(None, [sparse()])[1]
-    often = sparse(update_interval="every")
-    assert 'half_life=("25ba", "100ba"), update_interval="every")' in sentences.stored_lines(None, [often])[1]
-    assert sentences.stored_lines(None, [plan()]) == []
-
-
-def test_stored_averages_are_listed_with_what_they_would_make():
-    """Names and clocks, and for each half-life how near they come, or why they do not."""
-    checkpoint = replace(STEADY.checkpoints[-1], path=Path("100ba/20ba.safetensors"))
-    average = StoredAverage(checkpoint, HalfLife(time("20ba")), time("100ba"), time("1ba"), 100, Schedule(None, None))
-    other = replace(average, checkpoint=replace(checkpoint, path=Path("100ba/80ba.safetensors")))
-    stored = StoredRun(STEADY, (average, other))
-    plans = (
-        (Recipe(half_life="2ep"), RunError("counts in batches")),
-        (Recipe(half_life="1ba"), near(error=0.5)),
-    )
-    assert sentences.stored_lines(StoredView(stored, plans), []) == [
-        "Stored averages: 20ba, 80ba, at 1 clock up to 100ba, without the first copy (--from stored)",
-        "  2ep: counts in batches",
-        "  1ba: 50.00% off; to have it, store averages nearer to it, or more often",
-    ]
-    assert sentences.stored_lines(StoredView(RunError("two trainings")), []) == ["Stored averages: two trainings"]
