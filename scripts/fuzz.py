@@ -148,7 +148,7 @@ def fuzz_module(around: Path) -> Reader:
     """Find weights and clocks in what a pickle holds, a whole module among others; each storage has 64 bytes."""
     from ema_cli.formats.pickles.unpickle import unpickle
     from ema_cli.formats.pickles.values import PickleError
-    from ema_cli.formats.torch_save.tensors import TorchFile
+    from ema_cli.formats.torch_save.content import TorchFile
 
     def read(data: bytes) -> None:
         try:

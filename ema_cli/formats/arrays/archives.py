@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.formats.torch_save.zip_directory import data_offset, read_directory
 from ema_cli.storage.source import ByteSource, FileRegion
 

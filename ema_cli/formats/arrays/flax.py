@@ -13,7 +13,7 @@ from ema_cli.formats.arrays.numpy_types import OTHER_SAVE, describe
 from ema_cli.formats.arrays.trees import model_in_tree
 from ema_cli.formats.pickles.values import Blob, TensorRef
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
+from ema_cli.formats.torch_save.content import TorchFile, locate_in
 from ema_cli.storage.source import ByteSource, FileRegion
 
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # the extensions that Flax has; a complex number of Python's is no tensor

@@ -6,7 +6,7 @@ import shlex
 
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.arrays.archives import open_member, tar_members
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.storage.source import ByteSource
 
 _WEIGHTS = "model_weights.ckpt"

@@ -12,7 +12,7 @@ from ema_cli.formats.arrays.inflating import DeflatedEntry, JoinedSources
 from ema_cli.formats.arrays.numpy_types import describe, dtype_of
 from ema_cli.formats.arrays.trees import set_apart
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
+from ema_cli.formats.torch_save.content import TorchFile, locate_in
 from ema_cli.formats.torch_save.zip_directory import ZipEntry, data_offsets, read_directory
 from ema_cli.storage.source import ByteSource
 

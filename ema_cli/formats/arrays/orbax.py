@@ -17,7 +17,7 @@ from ema_cli.formats.arrays.zarr import Store, load_tensorstore, note_of, open_a
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.shards import is_plain_name
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
+from ema_cli.formats.torch_save.content import TorchFile, locate_in
 from ema_cli.formats.trainers.layouts import OPTIMIZERS
 from ema_cli.storage.location import location, open_for_others, walk
 from ema_cli.storage.names import StorePath

@@ -9,7 +9,7 @@ from ema_cli.formats.arrays.numpy_types import describe, dtype_of
 from ema_cli.formats.pickles.unpickle import unpickle_around_bytes
 from ema_cli.formats.pickles.values import Blob, Inert, PickleEnds, PickleError
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
+from ema_cli.formats.torch_save.content import TorchFile, locate_in
 from ema_cli.storage.source import ByteSource
 
 _ARRAY = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")

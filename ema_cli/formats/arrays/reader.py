@@ -15,7 +15,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
 if TYPE_CHECKING:
-    from ema_cli.formats.torch_save.tensors import TorchFile
+    from ema_cli.formats.torch_save.content import TorchFile
 
 
 def _npz(file: InputFile) -> TorchFile:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ema_cli.errors import CheckpointError, NoWeights
 from ema_cli.formats.arrays.archives import open_member, zip_members
 from ema_cli.formats.json_text import parse_json
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.zip_directory import read_directory
 from ema_cli.storage.source import ByteSource
 

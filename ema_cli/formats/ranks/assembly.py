@@ -21,7 +21,7 @@ from ema_cli.formats.placements import boxes_of
 from ema_cli.formats.ranks.copies import CopyCheck
 from ema_cli.formats.ranks.table import Part, RankTable
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.trainers.names import BATCH_STATISTICS
 from ema_cli.storage.replicas import Replica, Replicas, differs
 from ema_cli.storage.source import InputFile

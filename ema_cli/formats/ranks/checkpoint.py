@@ -15,8 +15,8 @@ from ema_cli.formats.ranks.assembly import OTHER_SAVES, Assembly
 from ema_cli.formats.ranks.flat import read_flat
 from ema_cli.formats.ranks.schedules import check_schedules
 from ema_cli.formats.ranks.table import Description, RankTable
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.file import from_torch, is_zip, open_torch
-from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.layout import StateDict
 from ema_cli.formats.trainers.places import select_tensors

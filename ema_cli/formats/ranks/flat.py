@@ -17,7 +17,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.boxes import Damaged, Shape
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.ranks.table import Part, RankTable
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.storage.source import InputFile
 

@@ -24,7 +24,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.source import ByteSource, InputFile
 
 if TYPE_CHECKING:
-    from ema_cli.formats.torch_save.tensors import TorchFile
+    from ema_cli.formats.torch_save.content import TorchFile
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # the instruction with which a pickle of protocol 2 or newer begins

@@ -13,7 +13,7 @@ from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoW
 from ema_cli.formats.pickles.unpickle import describe_storage, unpickle
 from ema_cli.formats.pickles.values import PickleEnds, PickleError, Storage
 from ema_cli.formats.torch_save.archive import Span
-from ema_cli.formats.torch_save.tensors import TorchFile, locate_in
+from ema_cli.formats.torch_save.content import TorchFile, locate_in
 from ema_cli.storage.source import ByteSource
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C

@@ -14,7 +14,7 @@ from ema_cli.formats.pickles.machine import MAX_PICKLE_BYTES
 from ema_cli.formats.pickles.unpickle import unpickle
 from ema_cli.formats.pickles.values import PickleError
 from ema_cli.formats.torch_save.archive import Archive, Span
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.storage.source import ByteSource, FileRegion
 from ema_cli.system.memory import give_back
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.torch_save.tensors import TorchFile
 from ema_cli.formats.trainers.folders import DEEPSPEED_OPTIMIZER, DEEPSPEED_PART
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.cutting import OTHER_SAVES

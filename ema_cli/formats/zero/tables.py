@@ -16,7 +16,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import Inert, TensorRef
-from ema_cli.formats.torch_save.tensors import TorchFile
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.trainers.nested import dig
 
 Shape = tuple[int, ...]
