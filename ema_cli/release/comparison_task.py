@@ -12,9 +12,10 @@ from ema_cli.engines.dispatch import dispatch
 from ema_cli.engines.engine import Engine
 from ema_cli.engines.records import Done
 from ema_cli.engines.sharing import MAKING
+from ema_cli.engines.task_fold import fold_task
 from ema_cli.engines.tasks import Step, Task, cut_tasks
 from ema_cli.engines.work import Work, pack, unpack
-from ema_cli.engines.worker import done_of, fold_task, for_another
+from ema_cli.engines.worker import done_of, for_another
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.non_finite import NonFinite
