@@ -17,8 +17,9 @@ from ema_cli.law.events import Events
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.clocks import Clocks, Count
 from ema_cli.online.identity import new_identity
+from ema_cli.online.places import write_back
 from ema_cli.online.store import Offload, Store, no_gradients
-from ema_cli.online.tracked import Tracked, write_back
+from ema_cli.online.tracked import Tracked
 from ema_cli.online.tracks import Tracks
 
 

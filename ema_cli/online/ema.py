@@ -14,11 +14,12 @@ from ema_cli.law.power import Power
 from ema_cli.law.time import Time, Unit
 from ema_cli.online.averages import Averages
 from ema_cli.online.clocks import Count
+from ema_cli.online.places import Place, put_back, write_back
 from ema_cli.online.saving import save_average, store_averages
 from ema_cli.online.sharded import reshard
 from ema_cli.online.state import StateDict, put_state, take_state
 from ema_cli.online.store import Offload, no_gradients
-from ema_cli.online.tracked import Place, put_back, unwrap, write_back
+from ema_cli.online.tracked import unwrap
 from ema_cli.online.tracks import Numbers, Times, parse_tracks
 from ema_cli.text import plural
 

@@ -8,9 +8,10 @@ from torch import nn
 from ema_cli.errors import RunError, UsageError
 from ema_cli.kinds import as_number
 from ema_cli.online.mover import Mover
+from ema_cli.online.places import write_into
 from ema_cli.online.sharded import local
 from ema_cli.online.store import no_gradients
-from ema_cli.online.tracked import AVERAGED_IN, Tracked, write_into
+from ema_cli.online.tracked import AVERAGED_IN, Tracked
 
 
 @no_gradients()

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ema_cli.errors import RunError
 from ema_cli.online.mover import SMALL, Mover
+from ema_cli.online.places import write_into
 from ema_cli.online.sharded import cut_like, local, locals_of, placed_like, reshard
-from ema_cli.online.tracked import AVERAGED_IN, Slot, Tracked, write_into
+from ema_cli.online.tracked import AVERAGED_IN, Slot, Tracked
 
 Offload = Literal["cpu"] | None
 

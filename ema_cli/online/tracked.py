@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import RunError
 from ema_cli.formats.trainers.prefixes import bare_name
 from ema_cli.kinds import check_instance
+from ema_cli.online.places import Place, find_places, holders_of
 from ema_cli.online.sharded import is_sharded, locals_of, refuse_flattened, reshard
 
 # dtype of a tensor -> dtype of its average: at least float32, so that small steps are not rounded away.
@@ -47,17 +47,6 @@ class Slot:
         return self.dtype in AVERAGED_IN and (not self.is_parameter or self.tensor.requires_grad)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The place of a parameter or buffer in a module: `holder[key]`. A tied tensor has several places."""
-
-    name: str
-    holder: dict[str, Any]
-    key: str
-    tensor: Tensor
-    is_saved: bool = True
-
-
 class Tracked:
     """The tensors of a model, without the wrappers of DDP, FSDP and torch.compile.
 
@@ -81,9 +70,9 @@ class Tracked:
         self.left: set[str] = set()
         refuse_flattened(self.model)
         reshard(self.model)
-        self.places = list(_find_places(self.model))
+        self.places = list(find_places(self.model))
         self._modules = list(self.model.modules())
-        holders = [holder for module in self._modules for holder in _holders(module)]
+        holders = [holder for module in self._modules for holder in holders_of(module)]
         self._holders, self._empty = (
             [holder for holder in holders if holder],
             [holder for holder in holders if not holder],
@@ -213,20 +202,6 @@ class Tracked:
                 yield bare_name(name), value
 
 
-def _find_places(model: nn.Module) -> Iterator[Place]:
-    for prefix, module in model.named_modules():
-        for holder in _holders(module)[:2]:
-            for key, tensor in holder.items():
-                if tensor is not None:
-                    name = bare_name(f"{prefix}.{key}" if prefix else key)
-                    yield Place(name, holder, key, tensor, key not in module._non_persistent_buffers_set)
-
-
-def _holders(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the dictionaries of a module that hold its parameters, buffers and modules."""
-    return module._parameters, module._buffers, module._modules
-
-
 def _make_slot(place: Place) -> Slot:
     tensor, is_parameter = place.tensor, isinstance(place.tensor, nn.Parameter)
     if nn.parameter.is_lazy(tensor):
@@ -247,38 +222,6 @@ def _make_slot(place: Place) -> Slot:
     if tensor.layout is not torch.strided:
         raise RunError(f"'{place.name}' is sparse ({tensor.layout}), which cannot be averaged in place")
     return slot
-
-
-def put_back(places: Sequence[Place]) -> None:
-    """Put the original tensors back into a model, wherever others have replaced them."""
-    for place in places:
-        held = place.holder.get(place.key)
-        if held is not place.tensor:
-            if not place.is_saved and isinstance(held, Tensor) and held.shape != place.tensor.shape:
-                continue  # a cache that has grown: its module counts on it
-            if isinstance(held, Tensor) and held.device != place.tensor.device:
-                place.tensor.data = held.data  # the model was moved meanwhile, which creates new buffers
-            place.holder[place.key] = place.tensor
-
-
-def write_into(tensor: Tensor, value: Tensor) -> None:
-    """Copy `value` into a tensor, also into one that shows the same memory several times (`expand`)."""
-    for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor, value = tensor.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
-    if tensor.is_inference():  # what was made in that mode changes in that mode alone
-        with torch.inference_mode():
-            tensor.copy_(value)
-    else:
-        tensor.copy_(value)
-
-
-def write_back(tensor: Tensor, before: Tensor) -> None:
-    """Restore a tensor of the model to `before`, also if it was cast meanwhile."""
-    if tensor.dtype is before.dtype and tensor.shape == before.shape:
-        write_into(tensor, before)
-    else:
-        tensor.data = before.to(tensor.device, copy=True)
 
 
 def _change_text(names: list[str], one: str, several: str) -> str:
