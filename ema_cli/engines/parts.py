@@ -212,6 +212,7 @@ class Parts(Sharing):
             return False  # another one publishes
         if not self.staging.is_there():
             return False
+        self._clear()
         self._is_over = True
         return True
 

@@ -24,6 +24,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.shared_staging import SharedStaging
 from ema_cli.text import size
+from ema_cli.writing.files import make_folder
 from ema_cli.writing.record import Record
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Sharing:
         self._digest = digest_of(job, fingerprints, checksum=checksum)
         self.staging = self._staging_of(job, claims=claims)
         self._done: list[Done] = []
+        self._job = job
 
     def _staging_of(self, job: Job, *, claims: bool) -> SharedStaging | SharedStoreStaging:
         path = job.target.path
@@ -100,6 +102,13 @@ class Sharing:
                 hint=f"write a folder of smaller shards: {option('max_shard_size', '5GB')}",
             )
         return SharedStoreStaging(path, self._digest, claims=claims)
+
+    def _clear(self) -> None:
+        """Make room for what this process makes that has the claim on the publishing: one that died may have begun."""
+        if isinstance(self.staging, SharedStaging):
+            folders = [make_folder(self.staging, self._job.target, output.target) for output in self._job.outputs]
+            both = zip(self._job.outputs, folders, strict=True)
+            self.staging.clear({folder / file.name for output, folder in both for file in output.files})
 
     @property
     def shares(self) -> tuple[WorkerShare, ...]:

@@ -72,6 +72,11 @@ class Spread(Sharing):
                 ) from error
             raise
         self._lease = lease
+        try:
+            self._clear()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self.staging
 
     def __exit__(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ema_cli.errors import OutputError
 from ema_cli.storage.lease import LEASE_SECONDS, Lease
-from ema_cli.storage.staging import SHARED_PREFIX, Staging, discard
+from ema_cli.storage.output_stream import output_errors
+from ema_cli.storage.staging import SHARED_PREFIX, Staging, discard, put_back
 
 
 class SharedStaging(Staging):
@@ -47,6 +49,25 @@ class SharedStaging(Staging):
                 subject=self.folder,
                 hint="let its owner remove it, or write to a folder of your own",
             )
+
+    def clear(self, kept: Collection[Path]) -> None:
+        """Remove what a run that died as it published had made of it: small files, a manifest. Who has the claim calls.
+
+        Args:
+            kept: the files that workers make, which stay.
+
+        Raises:
+            OutputError: where the file system refuses.
+        """
+        with output_errors(self.folder):
+            put_back(self.folder)
+            aside = f"{self.folder.name}-"
+            for folder, inner, names in os.walk(self.folder):
+                if folder == str(self.folder):
+                    inner[:] = [name for name in inner if name != self.tasks.name and not name.startswith(aside)]
+                for path in (Path(folder, name) for name in names if not name.startswith(aside)):
+                    if path not in kept:
+                        path.unlink()
 
     def folder_of(self, folder: Path) -> Path:
         """Return where others find a folder in this one."""

@@ -250,14 +250,19 @@ def discard(folder: Path, lock: int) -> None:
     If one of them cannot, the staging folder stays.
     """
     with suppress(OSError):
-        names = [entry.name for entry in folder.iterdir()]
-        for name in names:
-            place = folder.parent / name.removeprefix(f"{folder.name}-")
-            unpublished = place.name != name and any(map(place.name.startswith, names))
-            if unpublished and not renames.is_there(place):
-                (folder / name).rename(place)
+        put_back(folder)
         shutil.rmtree(folder, ignore_errors=True)
     close_folder(lock)
+
+
+def put_back(folder: Path) -> None:
+    """Bring files and folders that were set aside in a staging folder back, if the output in it was not published."""
+    names = [entry.name for entry in folder.iterdir()]
+    for name in names:
+        place = folder.parent / name.removeprefix(f"{folder.name}-")
+        unpublished = place.name != name and any(map(place.name.startswith, names))
+        if unpublished and not renames.is_there(place):
+            (folder / name).rename(place)
 
 
 def _aside(folder: Path, path: Path) -> Path:

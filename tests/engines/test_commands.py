@@ -74,6 +74,26 @@ averaging.publish_outputs = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("several", [("--on", "processes=1"), ("--part", "0/1")], ids=lambda words: words[0])
+@pytest.mark.parametrize("output", ["x.safetensors", "x"])
+def test_who_publishes_is_killed(tmp_path: Path, cli: Cli, several: tuple[str, str], output: str):
+    """With a manifest made already, that stood in the way once: the same command publishes, here at once."""
+    RUNS["transformers"](tmp_path / "run")
+    average = ("average", "run", "--half-life", "200ba")
+    for folder in ("alone", "out"):
+        (tmp_path / folder).mkdir()
+    assert cli(*average, "-o", f"alone/{output}").code == 0
+    again = (*average, "-o", f"out/{output}", *several)
+    (tmp_path / "killed.py").write_text(KILLED + SCRIPT)
+    killed = subprocess.run([sys.executable, "killed.py", *again], cwd=tmp_path, capture_output=True, timeout=50)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert any(".ema-cli-parts-" in name and "manifest" in name for name in files_below(tmp_path / "out"))
+    done = cli(*again)
+    assert (done.code, done.out) == (0, f"out/{output}\n")
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+
+
+@pytest.mark.slow
 def test_a_part_that_is_killed_when_it_publishes(tmp_path: Path, cli: Cli):
     """Any part that is run again publishes, and on the same machine at once; the bytes are those of one process."""
     RUNS["one file"](tmp_path / "run")
@@ -118,7 +138,7 @@ def test_products_of_adapters_are_averaged_by_one_process(tmp_path: Path, cli: C
     done = cli("average", "run", "--half-life", "2ba", "--exact-lora", "2", "-o", "out", *option)
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"error: --exact-lora averages products of adapters, which are small: {option[0]} does not\n"
-        f"hint: leave out {option[0]}\n"
+        f"error: --exact-lora: averages products of adapters, which are small: {option[0]} does not\n"
+        f"hint:  leave out {option[0]}\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
