@@ -40,7 +40,7 @@ test-full: lint types  ## the same with every exhaustive loop whole, and all of 
 test-quick: .venv/dev  ## the tests that run in seconds, in less than a minute
 	$(PYTEST) $(PARALLEL) -m "not slow and not trainers and not package and not engines" --ignore tests/faults --ignore tests/trainers
 
-test-engines: .venv/dev  ## averages made by Ray and by MPI
+test-engines: .venv/dev  ## averages made by Ray, by MPI, and by parts that Slurm starts where it is installed
 	$(PIP_INSTALL) --editable '.[engines]'
 	$(PYTEST) -m engines tests/engines
 

@@ -15,6 +15,7 @@ from ema_cli.cli.output import fail
 from ema_cli.cli.stderr import last_words
 from ema_cli.cli.typer_commands import Call, Group, Invocation, Version
 from ema_cli.errors import EmaError, UsageError, option
+from ema_cli.storage.names import name_anonymously
 from ema_cli.system import signals
 
 _EPILOG = """\
@@ -94,6 +95,13 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str], invocation: Invocation) -> int:
     """Run a command line, and return the exit code."""
+    try:
+        return _call(arguments, invocation)
+    finally:
+        name_anonymously(False)  # as it was for whoever called this from Python
+
+
+def _call(arguments: list[str], invocation: Invocation) -> int:
     call = app(arguments, prog_name="ema-cli", standalone_mode=False, obj=invocation)
     if not isinstance(call, Call):
         return call if isinstance(call, int) else 0  # help, or the version

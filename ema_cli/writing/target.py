@@ -64,8 +64,8 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     """
     check_path_kinds(output=path)
     check_flags(like_input=like_input)
-    text = str(path)
-    path, is_dcp = as_path(text.removeprefix(_DCP)), text.startswith(_DCP)
+    is_dcp = str(path).startswith(_DCP)
+    path = as_path(str(path).removeprefix(_DCP) if is_dcp else path)
     check_no_address(path)
     if isinstance(path, StorePath) and path.scheme == HUB:
         raise UsageError(

@@ -40,7 +40,7 @@ def test_a_task_that_dask_gave_to_worker_after_worker():
     from ema_cli.engines.dask_cluster import _loss
 
     worker = SimpleNamespace(address="tcp://127.0.0.1:34567")
-    lost = _loss(distributed.scheduler.KilledWorker("task", worker, allowed_failures=3, run_spec=None))
+    lost = _loss(distributed.scheduler.KilledWorker("task", worker, allowed_failures=3))
     assert lost == Loss("tcp://127.0.0.1:34567", 4)
     assert _loss(CancelledError()) == Loss("", 1)
     assert _loss(ValueError()) is None

@@ -1,8 +1,9 @@
-"""Ray and MPI, in the opt-in group: their libraries are large. All of it is bound to this machine."""
+"""Ray, MPI and Slurm, in the opt-in group: they are large. All of it is bound to this machine."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from ema_cli.averaging import average
 from tests.engines.lost import first_worker_killed
 from tests.engines.runs import files_below
+from tests.engines.slurm import is_here, running_slurm
 from tests.engines.test_equal_bytes import plans
 
 pytestmark = pytest.mark.engines
@@ -144,4 +146,36 @@ def test_parts_that_mpi_starts(run: Path, alone: dict[str, bytes], tmp_path: Pat
     arguments = [word if word != "--on" else "--part" for word in command(run, tmp_path, "auto")]
     done = subprocess.run([*mpiexec(3), *arguments], cwd=tmp_path, check=True, timeout=120, stdout=subprocess.PIPE)
     assert done.stdout.decode().splitlines().count("out/x.safetensors") == 1
+    assert files_below(tmp_path / "out") == alone
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Slurm with this machine as its node; yield the environment in which it is found."""
+    if not is_here():
+        pytest.skip("Slurm is not installed (Debian's slurm-wlm), or this is not root")
+    (tmp_path / "slurm").mkdir()
+    with running_slurm(tmp_path / "slurm") as environment:
+        yield environment
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ["srun", "-N", "1", "--ntasks-per-node", "3"],
+        ["sbatch", "--wait", "--array=4-8:2", "--output=said-%a", "--wrap"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_parts_that_slurm_starts(
+    run: Path, alone: dict[str, bytes], tmp_path: Path, slurm: dict[str, str], launch: list[str]
+):
+    """As tasks of one job, and as the jobs of an array: its variables say which part each is; one publishes."""
+    arguments = [word if word != "--on" else "--part" for word in command(run, tmp_path, "auto")]
+    given = [shlex.join(arguments)] if launch[0] == "sbatch" else arguments
+    done = subprocess.run([*launch, *given], cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=120)
+    said = [path.read_text() for path in sorted(tmp_path.glob("said-*"))]
+    assert done.returncode == 0, (done.stderr, said)
+    assert len(said) == (3 if launch[0] == "sbatch" else 0)
+    assert "".join([done.stdout, *said]).splitlines().count("out/x.safetensors") == 1
     assert files_below(tmp_path / "out") == alone

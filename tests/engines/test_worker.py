@@ -27,7 +27,9 @@ pytestmark = pytest.mark.usefixtures("small_tasks")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of one file each."""
+    """A run of one file each, beside folders for what is made of it."""
+    for folder in ("refused", "alone", "workers"):
+        (tmp_path / folder).mkdir()
     return RUNS["one file"](tmp_path / "one file")
 
 
@@ -61,8 +63,7 @@ def test_a_value_that_is_not_finite(tmp_path: Path, run: Path, executor: Executo
 
 def test_a_checkpoint_that_changes(tmp_path: Path, run: Path, executor: Executor):
     """It is the same error whoever saw it, and nothing is left."""
-    (tmp_path / "out").mkdir()
-    job = prepare(plans(run, "200ba"), parse_target(tmp_path / "out" / "x.safetensors"), force=False)
+    job = prepare(plans(run, "200ba"), parse_target(tmp_path / "refused" / "x.safetensors"), force=False)
 
     def change_first(function: Callable[..., Any], *arguments: Any) -> Any:
         change(run / "step-200.safetensors", "embeddings", 1.0)
@@ -70,7 +71,7 @@ def test_a_checkpoint_that_changes(tmp_path: Path, run: Path, executor: Executor
 
     with pytest.raises(CheckpointError, match=rf"changed .*\(worker {name_of_worker()}\)") as caught:
         perform(job, by=Engine("x", Wrapped(executor, change_first)))
-    assert (caught.value.exit_code, list((tmp_path / "out").iterdir())) == (3, [])
+    assert (caught.value.exit_code, list((tmp_path / "refused").iterdir())) == (3, [])
 
 
 def test_workers_of_two_kernels(tmp_path: Path, run: Path):
@@ -88,7 +89,6 @@ def test_workers_of_two_kernels(tmp_path: Path, run: Path):
             if before is not None:
                 os.environ[VARIABLE] = before
 
-    (tmp_path / "workers").mkdir()
     job = prepare(made, parse_target(tmp_path / "workers" / "x.safetensors"), force=False)
     with ThreadPoolExecutor(1) as one:
         result = perform(job, by=Engine("x", Wrapped(one, with_numpy, lambda task: task.number % 2 == 0)))
