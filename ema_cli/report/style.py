@@ -53,7 +53,7 @@ margin:16px 0 0}}
 figure{{margin:10px 0 0}}
 figcaption{{font-size:13px;margin:6px 0 0}}
 svg{{display:block;width:100%;height:auto;overflow:visible}}
-svg text{{font-size:12px;fill:var(--soft)}}
+svg text{{font-size:12px;fill:var(--soft);stroke:var(--card);stroke-width:3px;stroke-linejoin:round;paint-order:stroke}}
 svg .name{{fill:var(--ink);font-size:12.5px}}
 svg .note{{fill:var(--ink);font-weight:600}}
 .end{{text-anchor:end}}.mid{{text-anchor:middle}}

@@ -16,6 +16,7 @@ from ema_cli.tuning.results import LAST, name_parts
 from ema_cli.tuning.settings import Setting
 
 _ROOM = 0.08  # above and below the values, as a share of their range
+_LINE_HEIGHT, _HALF_WIDTH = 13, 3.8  # of labels, and of a letter of them, in pixels
 
 
 def tuning_section(tune: TuneRow, widths: Sequence[tuple[str, int]]) -> str:
@@ -96,26 +97,34 @@ def _chart(tune: TuneRow, averages: Sequence[CandidateRow], last: float | None, 
     known = [*values, *([] if last is None else [last])]
     plane = _MetricPlane(width, known, axis)
     plane.frame(tune["metric"] or "metric")
+    ends: list[tuple[float, float, str]] = []  # of lines: where each ends, and what it is
     if last is not None:
-        y = plane.y(last)
-        plane.parts.append(f'<path class="mean" d="M{LEFT} {px(y)}H{plane.width - RIGHT}"/>')
-        plane.parts.append(f'<text class="end name" x="{plane.width - RIGHT}" y="{px(y - 5)}">last checkpoint</text>')
+        right, y = plane.width - RIGHT, plane.y(last)
+        plane.parts.append(f'<path class="mean" d="M{LEFT} {px(y)}H{right}"/>')
+        ends.append((right, y, "last checkpoint"))
     lines: dict[str, list[tuple[float, float]]] = {}  # of a series one for each setting, else one
     for (setting, _), place, value in zip(names, places, values, strict=True):
         line = setting.name if over_clocks and setting is not None else ""
         lines.setdefault(line, []).append((plane.x(place), plane.y(value)))
     for points in lines.values():
         plane.parts.append(f'<path class="line" d="M{"L".join(f"{px(x)} {px(y)}" for x, y in sorted(points))}"/>')
-    for line, points in lines.items() if over_clocks else ():
-        x, y = max(points)
-        plane.parts.append(f'<text class="end" x="{px(x)}" y="{px(y - 8)}">{text(line)}</text>')
+    ends += [(*max(points), line) for line, points in lines.items() if over_clocks]
+    below = math.inf  # labels stand one above the other, in the order of the lines
+    for x, y, line in sorted(ends, key=lambda end: -end[1]):
+        below = min(y - 5, below - _LINE_HEIGHT)
+        plane.parts.append(f'<text class="end name" x="{px(x)}" y="{px(below)}">{text(line)}</text>')
+    best: list[str] = []  # drawn over all dots
     for row, place, value in zip(averages, places, values, strict=True):
         plane.parts.append(dot(plane, Mark(place, value, f"{row['name']}: {value:.6g}"), 3.0))
         if row["name"] == tune["winner"]:
             x, y = plane.x(place), plane.y(value)
-            plane.parts.append(f'<circle class="noted" cx="{px(x)}" cy="{px(y)}" r="4.5"/>')
-            above = y - 12 if y - 12 > TOP else y + 20
-            plane.parts.append(f'<text class="mid note" x="{px(x)}" y="{px(above)}">{text(row["name"])}</text>')
+            above, half = y - 12 if y - 12 > TOP else y + 20, len(row["name"]) * _HALF_WIDTH
+            middle = min(max(x, LEFT + half), plane.width - RIGHT - half)
+            best = [
+                f'<circle class="noted" cx="{px(x)}" cy="{px(y)}" r="4.5"/>',
+                f'<text class="mid note" x="{px(middle)}" y="{px(above)}">{text(row["name"])}</text>',
+            ]
+    plane.parts += best
     return plane.svg(f"Metric of each candidate against its {axis.what}")
 
 

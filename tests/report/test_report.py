@@ -7,6 +7,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,28 @@ def test_how_a_half_life_was_chosen_is_drawn(cli: Cli, tmp_path: Path):
         ["400ba", "1.5", "best"],
         ["9000ba", "-", "it printed nothing"],
     ]
+
+
+def test_labels_of_lines_that_end_together_stand_apart(cli: Cli, tmp_path: Path):
+    """Of a series each line has its label, and the last checkpoint; the winner's stays within the chart."""
+    manifest = manifest_of(cli, tmp_path)
+    candidates: list[Any] = [
+        {"name": f"{half}ba-at-{clock}ba", "values": [2.0 + clock / 1e6 - half / 1e6 * (clock == 100)]}
+        for half in (20, 100, 500)
+        for clock in (100, 200, 300)
+    ]
+    manifest["tune"] = {
+        "command": "e", "metric": None, "maximize": False, "winner": "500ba-at-100ba",
+        "candidates": [{"name": "last", "values": [2.0001]}, *candidates],
+    }  # fmt: skip
+    content = make_page("out", manifest, None)
+    for width, chart in re.findall(r'<svg viewBox="0 0 (\d+) \d+" role="img" aria-label="Metric(.*?)</svg>', content):
+        labels = re.findall(r'<text class="end name" x="[\d.]+" y="([\d.]+)">([^<]*)<', chart)
+        assert sorted(name for _, name in labels) == ["100ba", "20ba", "500ba", "last checkpoint"]
+        places = sorted(float(y) for y, _ in labels)
+        assert min(after - before for before, after in pairwise(places)) >= 12.9
+        (middle,) = re.findall(r'<text class="mid note" x="([\d.]+)"', chart)
+        assert 55 <= float(middle) <= float(width) - 55
 
 
 def test_stored_averages_are_told_as_such(cli: Cli, tmp_path: Path):
