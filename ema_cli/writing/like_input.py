@@ -112,7 +112,7 @@ def lay_out_like(
         names[path] = _name(path, newest, target)
     gone = {*left.files, *left.texts, *names.values()}
     copies = {name: file for name, file in copies.items() if name not in gone}
-    beside = find_beside(newest, originals, copies.values(), left)
+    beside = find_beside(newest, originals, copies.values(), left, plan.run.options.read.before)
     # Of a file of which only a part stays, the description of the part counts.
     described = {path: names for path, names in beside.named.items() if path not in left.cuts}
     classes = tuple(classes_in(sources, described))

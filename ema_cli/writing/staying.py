@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.errors import OutputError, option
+from ema_cli.formats.before import Before
 from ema_cli.formats.copies.beside import Beside, beside_by_name, beside_in_file, masters_in_file
 from ema_cli.formats.copies.left_out import LeftOut
 from ema_cli.formats.options import ReadOptions
@@ -37,16 +38,19 @@ _UNREAD = re.compile(rf"/{DEEPSPEED_UNIVERSAL}/optimizer_state\.pt$")
 
 
 def find_beside(
-    newest: Checkpoint, originals: Mapping[Path, Original], copies: Iterable[InputFile], left: LeftOut
+    newest: Checkpoint, originals: Mapping[Path, Original], copies: Iterable[InputFile], left: LeftOut, before: Before
 ) -> Beside:
-    """Return what lies beside the weights in the files of the newest checkpoint, and stays."""
+    """Return what lies beside the weights in the files of the newest checkpoint, and stays.
+
+    What was read of the files with weights is kept in `before`, with which the output is read back.
+    """
     beside = Beside()
     for file in copies:
         if not _UNREAD.search(file.path.as_posix()):
             beside.add(masters_in_file(file))
     for path, original in originals.items():
         if path.suffix.lower() != ".safetensors" and newest.format != "DCP":
-            beside.add(beside_in_file(original.file, original.replaced))
+            beside.add(beside_in_file(original.file, original.replaced, before))
     described = _described(newest)
     if described is not None:
         from ema_cli.formats.copies.optimizer import is_optimizer_tensor

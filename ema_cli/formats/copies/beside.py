@@ -15,6 +15,7 @@ from typing import Any
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES
 from ema_cli.errors import CheckpointError, Unreadable
+from ema_cli.formats.before import Before
 from ema_cli.formats.copies.copied_file import Span
 from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.torch_save.file import open_torch
@@ -56,10 +57,13 @@ class Beside:
         self.named |= other.named
 
 
-def beside_in_file(source: InputFile, replaced: Sequence[Span]) -> Beside:
-    """Return what a file of torch's holds beside the ranges of it that are replaced."""
+def beside_in_file(source: InputFile, replaced: Sequence[Span], before: Before) -> Beside:
+    """Return what a file of torch's holds beside the ranges of it that are replaced.
+
+    What was read of it is kept in `before`: the copy of the file has the same description.
+    """
     names = set[str]()
-    file = open_torch(source, names=names)
+    file = open_torch(source, before, names)
     begins, beside = [begin for begin, _ in replaced], Beside(named={source.path: names})
     spans = file.locate({ref.storage.key: None for ref in _tensors(file.root)})
 

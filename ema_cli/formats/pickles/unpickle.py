@@ -59,7 +59,7 @@ def unpickle(
         persistent: says what an id of something outside the pickle stands for.
         batches: batches of the pickles that were read before, with the same `persistent`.
         most: how many instructions it may have.
-        names: takes the classes and functions that the pickle names, as 'module.name', where no `batches` are given.
+        names: takes the classes and functions that the pickle names, as 'module.name', but for those in `batches`.
 
     Raises:
         PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.

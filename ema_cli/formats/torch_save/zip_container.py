@@ -35,7 +35,7 @@ def open_zip(
         source: the archive.
         max_pickle_bytes: how large its pickle may be.
         before: what the files of the run were that were read before.
-        names: takes the classes and functions that its pickle names, where nothing was read `before`.
+        names: takes the classes and functions that its pickle names, which is then read whole.
 
     Raises:
         CheckpointError: for another kind of archive, a damaged one, or one that must not be read as weights.
@@ -93,9 +93,11 @@ def _unpickle(
         raise CheckpointError(f"its pickle of {size} bytes is too large to be a description", subject=source.path)
     region = FileRegion(source, start, size)
     data = region.read(0, size) if before is not None and size <= _MOST_KEPT_BYTES else None
-    known = before.get(_Pickle, size) if before is not None else None
+    known = before.get(_Pickle, size) if before is not None and names is None else None
     if known is not None and known.data == data:
         return known.value
+    if before is not None and names is not None:  # of batches that are taken over nobody sees what they name
+        before.keep(None, Batches(), MOST_BYTES * _VALUE_BYTES)
     batches = None if before is None else before.one(Batches, Batches, MOST_BYTES * _VALUE_BYTES)
     try:
         value, _ = unpickle(region, batches=batches, names=names)

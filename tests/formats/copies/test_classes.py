@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from ema_cli.formats.before import Before
 from ema_cli.formats.copies.beside import beside_in_file
 from ema_cli.formats.copies.classes import classes_in
 from ema_cli.storage.location import location
@@ -56,7 +57,7 @@ def test_a_description_that_was_read_before_is_not_read_again(tmp_path: Path, zi
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("x/inner/data.pkl", pickle.dumps(print))
     file = location(path).open()
-    named = beside_in_file(file, []).named
+    named = beside_in_file(file, [], Before()).named
     others = ["builtins.print"] if zipped else []
     assert classes_in([file], named) == classes_in([file]) == ["argparse.Namespace", *others]
     assert classes_in([file], {path: {"a.B"}}) == ["a.B", *others]
