@@ -8,6 +8,7 @@ from pathlib import Path
 from ema_cli.checkpoint import MAX_TENSORS, Checkpoint, Run, StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.formats.cut import CutTensors
 from ema_cli.formats.json_text import read_json
 from ema_cli.storage.location import location
 from ema_cli.storage.side_by_side import side_by_side
@@ -31,7 +32,7 @@ class ShardedTensors:
     specs: Mapping[str, TensorSpec]
     part_of: Mapping[str, int]
     parts: Sequence[Tensors]
-    copies: Sequence[Tensors] = ()
+    copies: Sequence[Tensors | CutTensors] = ()
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""

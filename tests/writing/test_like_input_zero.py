@@ -203,15 +203,63 @@ def test_a_trainer_s_own_model_with_more_is_refused(cli: Cli, tmp_path: Path) ->
     assert "model.safetensors has others, which would stay" in done.err
 
 
-def test_several_models_of_tensor_parallel_ranks_are_refused(cli: Cli, tmp_path: Path) -> None:
-    """Their model states have parts, which would stay as they were."""
+CUTS = {"a.weight": "rows", "b.weight": "padded", "c.weight": "columns", "h.weight": "halves"}
+
+
+def cut_between_ranks(step: int, cuts: dict[str, str]) -> Saved:
+    """Return a save of a model that ranks cut, with a tied weight, a part that does not train, and buffers."""
+    random = torch.Generator().manual_seed(step)
+    shapes = {"a.weight": (5, 3), "b.weight": (5, 2), "c.weight": (3, 4), "h.weight": (12, 2), "d": (3,), "e": ()}
+    weights = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    frozen = {"f.weight": torch.randn(4, 6, generator=random).bfloat16()}
+    buffers = {"seen": torch.tensor(step), "mean": torch.randn(3, generator=random)}
+    shared = {"head.weight": "a.weight"}
+    return Saved(2, 1, [weights], frozen=frozen, buffers=buffers, shared=shared, step=step, cuts=cuts)
+
+
+@pytest.mark.parametrize("maps", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_what_tensor_parallel_ranks_have_is_the_average_too(cli: Cli, tmp_path: Path, ranks: int, maps: bool) -> None:
+    """The float32 weights are whole, and each rank has its part of them in the model's type, cut as it was."""
+    cuts = {**CUTS, "b.weight": "rows", "f.weight": "columns"} if maps else CUTS
+    saves = [cut_between_ranks(step, cuts) for step in (2, 4)]
+    for saved in saves:
+        saved.write_universal(tmp_path / f"run/global_step{saved.step}", ranks, maps=maps)
+    done = cli("average", "run", *LIKE, "-o", "averaged")
+    assert done.code == 0, done
+    assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0
+    newest, folder = tmp_path / "run/global_step4", tmp_path / "averaged"
+    wide = [saved.masters for saved in saves]
+    whole = {name: ((one.double() + wide[1][name].double()) / 2).to(one.dtype) for name, one in wide[0].items()}
+    whole["seen"] = wide[1]["seen"]
+    parts = {name: saves[1].cut(name, tensor, ranks) for name, tensor in whole.items()}
+    for path in sorted((folder / "zero").glob("*/fp32.pt")):
+        held, name = torch.load(path), path.parent.name
+        expected = whole[name] if name in saves[1].groups[0] else parts[name][0]
+        torch.testing.assert_close(held["param"], expected.float(), rtol=1e-6, atol=1e-7, msg=name)
+        before = torch.load(newest / "zero" / name / "fp32.pt")
+        assert {**held, "param": 0} == {**before, "param": 0}
+    for rank in range(ranks):
+        path = folder / f"mp_rank_{rank:02}_model_states.pt"
+        states, before = torch.load(path), torch.load(newest / path.name)
+        for name, tensor in states["module"].items():
+            expected, old = parts[name][rank].to(tensor.dtype), before["module"][name]
+            assert (tensor.stride(), tensor.dtype) == (old.stride(), old.dtype)
+            torch.testing.assert_close(tensor, expected, rtol=2**-7, atol=1e-6, msg=name)
+        assert torch.equal(states["frozen_param_fragments"]["f.weight"], states["module"]["f.weight"])
+        assert torch.equal(states["module"]["head.weight"], states["module"]["a.weight"])
+
+
+def test_parts_of_ranks_of_which_nothing_says_which_they_are_are_refused(cli: Cli, tmp_path: Path) -> None:
+    """They would stay as they were."""
     for step in (2, 4):
-        folder = tmp_path / "run" / f"global_step{step}"
-        shutil.copytree(DATA / "universal/zero1-bfloat16-2" / f"global_step{step}", folder)
-        shutil.copy(folder / "mp_rank_00_model_states.pt", folder / "mp_rank_01_model_states.pt")
+        folder = cut_between_ranks(step, CUTS).write_universal(tmp_path / f"run/global_step{step}", 2)
+        path = folder / "zero/c.weight/fp32.pt"
+        torch.save({"param": torch.load(path)["param"]}, path)
     done = cli("average", "run", *LIKE, "-o", "averaged")
     assert done.code == 5, done
-    assert "read only" in done.err
+    assert "how ranks cut 'c.weight' is not known: nothing says along which dimension it is cut" in done.err
+    assert cli("average", "run", "--half-life", "2ba", "-o", "plain.safetensors").code == 0
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -13,6 +13,7 @@ from ema_cli.checkpoint import Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.formats.boxes import parts_of_box
+from ema_cli.formats.cut import CutTensors
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.pieces.tensors import PiecedTensors
 from ema_cli.formats.safetensors.header import SafetensorsTensors
@@ -104,7 +105,7 @@ class StoredPiece:
             scatter(write, self.base, self.spec, self.strides, dtype.nbytes(first), data)
 
 
-def stored_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
+def stored_pieces(tensors: Tensors | CutTensors, name: str) -> Iterator[StoredPiece]:
     """Yield the pieces in which tensor `name` is stored.
 
     Raises:
@@ -123,22 +124,49 @@ def stored_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
             yield from stored_pieces(tensors.tensors, tensors.stored[name])
         case ShardedTensors():
             yield from stored_pieces(tensors.parts[tensors.part_of[name]], name)
-            for copy in (copy for copy in tensors.copies if name in copy.specs):
-                yield from (replace(piece, copy_of=tensors.specs[name].dtype) for piece in stored_pieces(copy, name))
-        case PiecedTensors() if tensors.is_all:
+            yield from _copied(tensors, name)
+        case PiecedTensors() if not tensors.why_not:
             spec = tensors.specs[name]
             for source, start, part in tensors.places(name):
                 piece = _whole(source, start, replace(spec, shape=part.shape))
                 yield replace(piece, parts=parts_of_box(spec.shape, part))
         case PlacedTensors():
             yield from stored_pieces(tensors.tensors, name.removeprefix(f"{tensors.folder}/"))
+        case CutTensors():
+            yield from _parts(tensors, name)
         case DcpTensors():
             for box, stored in tensors.stored(name):
                 shape = tensors.specs[name].shape
                 for piece in stored_pieces(stored, name):
                     yield replace(piece, parts=parts_of_box(shape, box))
         case _:
-            raise NotWrittenBack("is stored in a form that is read only")
+            raise NotWrittenBack(getattr(tensors, "why_not", "is stored in a form that is read only"))
+
+
+def copied_pieces(tensors: Tensors, name: str) -> Iterator[StoredPiece]:
+    """Yield the pieces of copies of tensor `name`, which are not read; raise as `stored_pieces`."""
+    if isinstance(tensors, Renamed):
+        yield from copied_pieces(tensors.tensors, tensors.stored[name])
+    if isinstance(tensors, ShardedTensors):
+        yield from copied_pieces(tensors.parts[tensors.part_of[name]], name)
+        yield from _copied(tensors, name)
+
+
+def _copied(tensors: ShardedTensors, name: str) -> Iterator[StoredPiece]:
+    for copy in (copy for copy in tensors.copies if name in copy.specs):
+        yield from (replace(piece, copy_of=tensors.specs[name].dtype) for piece in stored_pieces(copy, name))
+
+
+def _parts(tensors: CutTensors, name: str) -> Iterator[StoredPiece]:
+    """Yield what each rank has of a tensor."""
+    shape = tensors.specs[name].shape
+    for part in tensors.parts[name]:
+        (own,) = stored_pieces(tensors.ranks[part.rank], name)
+        if own.strides is not None:
+            raise NotWrittenBack(f"rank {part.rank} has '{name}' in an order of its own")
+        spec = replace(own.spec, shape=part.box.shape)
+        base = own.base + spec.dtype.nbytes(part.start)
+        yield replace(own, base=base, spec=spec, parts=parts_of_box(shape, part.box))
 
 
 def _whole(source: ByteSource, offset: int, spec: TensorSpec) -> StoredPiece:

@@ -106,7 +106,7 @@ class PiecedTensors:
         table: the pieces.
         sources: the files.
         shard_name: the file that names the tensors.
-        is_all: whether the pieces are all that there is of the tensors, so that others can be put into their places.
+        why_not: why nothing else can be put into their places, in words; empty where it can.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -114,7 +114,7 @@ class PiecedTensors:
     table: PieceTable
     sources: Sequence[ByteSource]
     shard_name: str
-    is_all: bool = False
+    why_not: str = "is stored in a form that is read only"
     # The boxes of the tensor that was read last: a fold reads it range by range.
     _last: tuple[str, list[tuple[int, int, Box]]] = ("", [])
 

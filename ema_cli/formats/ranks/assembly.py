@@ -16,9 +16,9 @@ from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.distributed import Share, is_cut, share_of
 from ema_cli.formats.pickles.values import TensorRef, Wrapped
+from ema_cli.formats.pieces.copies import CopyCheck
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, boxes_in
 from ema_cli.formats.placements import boxes_of
-from ema_cli.formats.ranks.copies import CopyCheck
 from ema_cli.formats.ranks.table import Part, RankTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.content import TorchFile

@@ -11,6 +11,8 @@ from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.boxes import Box
+from ema_cli.formats.cut import CutTensors
 from ema_cli.formats.options import MASTERS_TAKEN, ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, Run
@@ -30,12 +32,21 @@ _KEPT_WIDE = (
 )
 
 
+Placed = tuple[int, int, Box]
+"""A box of a tensor: the number of its file, the first byte in it, and the box."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A tensor in pieces, and what it is."""
+    """A tensor in pieces, and what it is: runs of it one after another, or boxes that cover it."""
 
     spec: TensorSpec
-    pieces: Sequence[Run]
+    pieces: Sequence[Run] = ()
+    boxes: Sequence[Placed] = ()
+
+    def add(self, table: PieceTable) -> int:
+        """Add it to a table, and return its number there."""
+        return table.add_boxes(self.spec, self.boxes) if self.boxes else table.add(self.pieces)
 
 
 @dataclass(slots=True)
@@ -47,7 +58,9 @@ class Assembly:
         files: the files, by the numbers that pieces have for them.
         are_placeholders: whether the model states have empty tensors in the place of parameters.
         others: the model states of the other ranks, which have each the model's buffers.
-        is_all: whether what is put together can be written over again: nothing else has a part of it.
+        are_cut: whether each has a part of the model's tensors, and not of rows of them.
+        why_not: why what is put together cannot be written over again, in words; empty where it can.
+        copies: what is known to hold some of the tensors once more.
         stored: the tensors that are put together, by the names under which they are stored.
     """
 
@@ -55,7 +68,9 @@ class Assembly:
     files: list[InputFile]
     are_placeholders: bool
     others: Sequence[RankFile] = ()
-    is_all: bool = True
+    are_cut: bool = False
+    why_not: str = ""
+    copies: list[Tensors | CutTensors] = field(default_factory=list)
     stored: dict[str, _Stored] = field(default_factory=dict)
     _buffers: list[tuple[Path, Tensors]] = field(default_factory=list)  # that the other ranks have
     _specs: SpecTable = field(default_factory=SpecTable)
@@ -64,6 +79,10 @@ class Assembly:
         """Add tensors of one type."""
         for name, parts in pieces.items():
             self.stored[name] = _Stored(self._specs.spec(dtype, shapes[name]), parts)
+
+    def add_boxes(self, name: str, shape: Shape, dtype: DType, boxes: Sequence[Placed]) -> None:
+        """Add a tensor that boxes cover."""
+        self.stored[name] = _Stored(self._specs.spec(dtype, shape), boxes=boxes)
 
     def _build(self, whole: Tensors, model: RankFile, tables: ModelTables) -> ShardedTensors:
         """Return all tensors: those of the model states, in their order, and what is stored besides.
@@ -86,32 +105,30 @@ class Assembly:
             stored = self.stored.get(kept)
             if stored is not None:
                 if kept not in numbers:
-                    numbers[kept] = table.add(stored.pieces)
+                    numbers[kept] = stored.add(table)
                 specs[name], tensor_of[name], part_of[name] = stored.spec, numbers[kept], 0
             elif name in whole.specs:  # else the other name of what was not saved
                 self._check_lies(name, whole, tables)
                 specs[name], part_of[name] = whole.specs[name], 1
-        pieced = PiecedTensors(
-            {name: specs[name] for name in tensor_of}, tensor_of, table, self.files, model.file.path.name, self.is_all
-        )
-        copies = [*self._copies(whole, specs, part_of), *([] if self.are_placeholders else _frozen(model, specs))]
+        self._add_buffers(whole, specs, part_of)
+        copies = [*self.copies, *(theirs for _, theirs in self._buffers)]
+        if not self.are_cut:
+            copies += [*_weights(whole, specs, part_of), *([] if self.are_placeholders else _frozen(model, specs))]
+        own, path = {name: specs[name] for name in tensor_of}, model.file.path
+        pieced = PiecedTensors(own, tensor_of, table, self.files, path.name, self.why_not)
         return ShardedTensors(specs, part_of, [pieced, whole], copies)
 
-    def _copies(self, whole: Tensors, specs: Mapping[str, TensorSpec], part_of: Mapping[str, int]) -> list[Tensors]:
-        """Return what the model states hold once more: weights in the model's type; buffers, of the other ranks."""
-        again = [name for name, spec in whole.specs.items() if not part_of[name] and spec.shape == specs[name].shape]
-        copies: list[Tensors] = []
-        if again:
-            copies.append(
-                Renamed({name: whole.specs[name] for name in again}, dict(zip(again, again, strict=True)), whole)
-            )
+    def _add_buffers(self, whole: Tensors, specs: Mapping[str, TensorSpec], part_of: Mapping[str, int]) -> None:
+        """Add the buffers of the other ranks' model states."""
         buffers = [name for name in whole.specs if part_of[name] and specs[name].dtype.averaged]
         for other in self.others if buffers else ():
             module = dig(other.content.root, "module")
             if isinstance(module, dict) and all(name in module for name in buffers):
                 theirs = other.content.tensors({name: module[name] for name in buffers})
                 self._buffers.append((other.file.path, theirs))
-        return [*copies, *(theirs for _, theirs in self._buffers)]
+                unlike = next((name for name in buffers if theirs.specs[name] != specs[name]), None)
+                if unlike is not None:
+                    self.why_not = f"'{unlike}' in {other.file.path.name} is of another shape or type"
 
     def _check_lies(self, name: str, whole: Tensors, tables: ModelTables) -> None:
         is_known = name in tables.buffers or EXTRA_STATE in name  # the latter is empty where a module has none
@@ -165,3 +182,10 @@ def _frozen(model: RankFile, specs: Mapping[str, TensorSpec]) -> list[Tensors]:
     tensors = model.content.tensors(stored)
     alike = {name: name for name, spec in tensors.specs.items() if spec == specs[name]}
     return [Renamed({name: tensors.specs[name] for name in alike}, alike, tensors)] if alike else []
+
+
+def _weights(whole: Tensors, specs: Mapping[str, TensorSpec], part_of: Mapping[str, int]) -> list[Tensors]:
+    """Return what the model states hold once more: weights, in the model's type."""
+    again = [name for name, spec in whole.specs.items() if not part_of[name] and spec.shape == specs[name].shape]
+    names = dict(zip(again, again, strict=True))
+    return [Renamed({name: whole.specs[name] for name in again}, names, whole)] if again else []

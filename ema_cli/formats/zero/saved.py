@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
@@ -11,7 +11,7 @@ from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
 from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.trainers.folders import DEEPSPEED_OPTIMIZER, DEEPSPEED_PART
+from ema_cli.formats.trainers.folders import DEEPSPEED_MODEL, DEEPSPEED_OPTIMIZER, DEEPSPEED_PART
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.tables import Partition, read_partition
@@ -55,12 +55,26 @@ def open_model_states(folder: Path, names: Collection[str], before: Before) -> l
     of_rank = _by_rank(folder, names, DEEPSPEED_PART)
     paths = [folder / name for name in of_rank.values()]
     opened = [call() for call in side_by_side(lambda path: RankFile.open(path, before), paths)]
-    ranks = opened[0].content.root.get("dp_world_size")
+    _check_save(folder, of_rank, opened, "dp_world_size")
+    return opened
+
+
+def open_tensor_ranks(folder: Path, names: Collection[str], before: Before) -> list[RankFile]:
+    """Open the model states of all ranks that cut tensors between them, of one where none do; raise as before."""
+    of_rank = _by_rank(folder, names, DEEPSPEED_MODEL)
+    paths = [folder / name for name in of_rank.values()]
+    opened = [call() for call in side_by_side(lambda path: RankFile.open(path, before), paths)]
+    _check_save(folder, of_rank, opened, "mp_world_size")
+    return opened
+
+
+def _check_save(folder: Path, of_rank: Mapping[int, str], opened: Sequence[RankFile], count: str) -> None:
+    """Check that the model states of all ranks, how many one of them says, are there, and of one save."""
+    ranks = opened[0].content.root.get(count)
     _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), "model states")
     for key in _ALIKE:
         values = [dig(states.content.root, key) for states in opened]
         _check_alike([states.file.path for states in opened], key, values)
-    return opened
 
 
 def open_optimizer_states(

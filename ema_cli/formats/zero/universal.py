@@ -5,21 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
+from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.trainers.folders import DEEPSPEED_MODEL, DEEPSPEED_PART, DEEPSPEED_UNIVERSAL
+from ema_cli.formats.trainers.folders import DEEPSPEED_PART, DEEPSPEED_UNIVERSAL
 from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
+from ema_cli.formats.zero.cut_model import CutModel
 from ema_cli.formats.zero.cutting import OTHER_SAVES, Row
-from ema_cli.formats.zero.saved import RankFile, open_model_states
+from ema_cli.formats.zero.saved import RankFile, open_model_states, open_tensor_ranks
 from ema_cli.formats.zero.tables import ModelTables, Shape, vectors_at
 from ema_cli.storage.location import location
 
@@ -31,31 +35,94 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
     """Open the model in a folder of the universal format.
 
     Raises:
-        IncompleteCheckpoint: where the file of a parameter is missing.
+        IncompleteCheckpoint: where the file of a parameter, or of a rank, is missing.
         CheckpointError: where files and tables do not fit each other.
     """
     is_stage_3 = any(map(DEEPSPEED_PART.search, names))
-    first = min((name for name in names if DEEPSPEED_MODEL.search(name)), default="")
-    models = (
-        open_model_states(folder, names, options.before)
-        if is_stage_3
-        else [RankFile.open(folder / first, options.before)]
-    )
-    tables = tables_of(models)
-    # Where ranks cut tensors, the model states have parts of them, and only what was put together is whole.
-    is_cut = sum(1 for name in names if DEEPSPEED_MODEL.search(name)) > 1
-    assembly = Assembly(
-        folder, [model.file for model in models], are_placeholders=is_stage_3, others=models[1:], is_all=not is_cut
-    )
-    for name in _parameters(folder, models[0], tables, is_cut=is_cut):
-        _add(assembly, folder / DEEPSPEED_UNIVERSAL / name / _WEIGHT, name, None if is_cut else tables.shapes[name])
+    models = (open_model_states if is_stage_3 else open_tensor_ranks)(folder, names, options.before)
+    # Where ranks cut tensors, the model states have parts of them, and their tables are of these.
+    is_cut = not is_stage_3 and len(models) > 1
+    tables = tables_of(models[:1] if is_cut else models)
+    files = [model.file for model in models]
+    assembly = Assembly(folder, files, are_placeholders=is_stage_3, others=models[1:], are_cut=is_cut)
+    cut = CutModel(assembly, models) if is_cut else None
+    parameters, again = _stored_in(folder, models[0], tables, is_cut=is_cut)
+    for name in parameters:
+        file = _File.open(assembly, name)
+        if cut is None:
+            file.add(assembly, tables.shapes[name])
+        elif name in tables.shapes:
+            file.add(assembly, None)
+            cut.note_trained(name, file.content, file.record, file.ref)
+        else:
+            cut.add_frozen(name, file.content, file.ref)
     if is_stage_3:
         add_frozen(assembly, models, 0, tables)
+    if cut is not None:
+        cut.finish(tables)
+    module = models[0].content.root.get("module")
+    for name in again:
+        file = _File.open(assembly, name)
+        known = module.get(name) if isinstance(module, dict) else None
+        if not isinstance(known, TensorRef) or known.shape != file.ref.shape:
+            continue
+        if cut is None or name in tables.buffers:
+            assembly.copies.append(file.content.tensors({name: file.ref}))
+        else:
+            cut.add_first_s(name, file.content, file.ref)
     return assembly.finish(models[0], tables, options)
 
 
-def _parameters(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: bool) -> list[str]:
-    """Return the parameters that have files of their own: those that train, or where ranks cut tensors all.
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The file of a parameter: its number, what it holds, the parameter in it, and what is written beside that."""
+
+    number: int
+    content: TorchFile
+    name: str
+    ref: TensorRef
+    record: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, assembly: Assembly, name: str) -> _File:
+        """Open the file of a parameter, as one of the files of the model.
+
+        Raises:
+            CheckpointError: for a file without a tensor.
+        """
+        file = location(assembly.folder / DEEPSPEED_UNIVERSAL / name / _WEIGHT).open()
+        content = open_torch(file)
+        record = content.root if isinstance(content.root, dict) else {}
+        ref = record.get(_PARAM) if record else content.root
+        if not isinstance(ref, TensorRef):
+            raise CheckpointError("holds no tensor", subject=file.path)
+        assembly.files.append(file)
+        return cls(len(assembly.files) - 1, content, name, ref, record)
+
+    def add(self, assembly: Assembly, shape: Shape | None) -> None:
+        """Add the parameter; `shape` is that of its table, None where the table has that of a part.
+
+        Raises:
+            CheckpointError: where it has another shape.
+        """
+        # From stage 3 it is stored as a row of its elements.
+        is_row = self.ref is self.content.root and shape is not None and (prod(shape),) == self.ref.shape
+        if shape is not None and self.ref.shape != shape and not is_row:
+            raise CheckpointError(
+                f"'{self.name}' is {list(self.ref.shape)} here, and {list(shape)} in the model states",
+                subject=self.content.source.path,
+                hint=OTHER_SAVES,
+            )
+        vector = vectors_at(self.content, {self.name: self.ref})[self.name]
+        pieces = Row([(self.number, vector)]).cut(0, vector.count)
+        shapes = {self.name: shape if shape is not None else self.ref.shape}
+        assembly.add({self.name: list(pieces)}, shapes, vector.dtype)
+
+
+def _stored_in(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: bool) -> tuple[list[str], list[str]]:
+    """Return the parameters that are taken from files of their own, and what else has some, as tied names and buffers.
+
+    The first are those that train, or where ranks cut tensors all.
 
     Raises:
         IncompleteCheckpoint: where one that must have a file has none.
@@ -79,30 +146,5 @@ def _parameters(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: b
     missing = next((name for name in parameters if name not in stored), None)
     if missing is not None:
         raise IncompleteCheckpoint(f"holds no {DEEPSPEED_UNIVERSAL}/{missing}/{_WEIGHT}", subject=folder)
-    return parameters
-
-
-def _add(assembly: Assembly, path: Path, name: str, shape: Shape | None) -> None:
-    """Add the parameter in a file; `shape` is that of its table, None where the table has that of a part.
-
-    Raises:
-        CheckpointError: for a file without a tensor, or one of another shape.
-    """
-    file = location(path).open()
-    content = open_torch(file)
-    value = content.root.get(_PARAM) if isinstance(content.root, dict) else content.root
-    if not isinstance(value, TensorRef):
-        raise CheckpointError("holds no tensor", subject=path)
-    # From stage 3 it is stored as a row of its elements.
-    is_row = value is content.root and shape is not None and (prod(shape),) == value.shape
-    if shape is not None and value.shape != shape and not is_row:
-        raise CheckpointError(
-            f"'{name}' is {list(value.shape)} here, and {list(shape)} in the model states",
-            subject=path,
-            hint=OTHER_SAVES,
-        )
-    vector = vectors_at(content, {name: value})[name]
-    number = len(assembly.files)
-    assembly.files.append(file)
-    pieces = Row([(number, vector)]).cut(0, vector.count)
-    assembly.add({name: list(pieces)}, {name: shape if shape is not None else value.shape}, vector.dtype)
+    taken = set(parameters)
+    return parameters, [name for name in sorted(stored) if name not in taken]

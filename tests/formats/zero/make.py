@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,21 @@ from typing import Any
 import torch
 
 Tensors = dict[str, torch.Tensor]
+PADDING = 777  # in the rows of a vocabulary beyond its end
+# What the converter writes beside a parameter of how it put it together.
+RECORDS = {
+    "rows": {"cat_dim": 0},
+    "padded": {"cat_dim": 0, "vocab_tensor": True},
+    "columns": {"cat_dim": 1},
+    "halves": {"cat_dim": 0, "param_n_sub_params": 2},
+    "whole": {},
+}
+
+
+def save_in(path: Path, value: object) -> None:
+    """Save a value in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(value, path)
 
 
 @dataclass
@@ -25,6 +41,7 @@ class Saved:
         buffers: what lies whole in the model states.
         dtype: of the model.
         step: of the training.
+        cuts: how ranks cut tensors between them, by name: rows, padded rows, columns, or the rows of both halves.
         more: what else the model states hold.
         changed: called with each rank's model states and optimizer states before they are written.
     """
@@ -37,6 +54,7 @@ class Saved:
     buffers: Tensors = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
     step: int = 5
+    cuts: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,30 +82,70 @@ class Saved:
             torch.save(self.model_states(0), folder / "mp_rank_00_model_states.pt")
         return folder
 
-    def write_universal(self, folder: Path, tensor_ranks: int = 1) -> Path:
-        """Write what `ds_to_universal` makes of the save, of a model whose tensors so many ranks cut."""
+    def write_universal(self, folder: Path, tensor_ranks: int = 1, *, maps: bool = False) -> Path:
+        """Write what `ds_to_universal` makes of the save, of a model whose tensors so many ranks cut.
+
+        With `maps` it is what DeepSpeed's own tensor parallel training makes: they say how, and not each file.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        is_cut = tensor_ranks > 1
+        parts = {name: self.cut(name, tensor, tensor_ranks) for name, tensor in self.model.items()}
+        info = {f"^{re.escape(name)}$": self.map_of(name, tensor_ranks) for name in parts if name not in self.buffers}
         for rank in range(self.ranks if self.stage == 3 else tensor_ranks):
             name = f"zero_pp_rank_{rank}_mp_rank_00" if self.stage == 3 else f"mp_rank_{rank:02}"
-            states = self.model_states(rank)
-            if is_cut:
+            states = self.model_states(rank if self.stage == 3 else 0)
+            if tensor_ranks > 1:
                 states["mp_world_size"] = tensor_ranks
-                states["module"] = {
-                    name: tensor.chunk(tensor_ranks)[0].clone()
-                    if name in self.masters.keys() - self.buffers.keys() and tensor.ndim
-                    else tensor
-                    for name, tensor in states["module"].items()
-                }
+                states["module"] |= {name: each[rank] for name, each in parts.items()}
+                states["param_shapes"] = [{name: parts[name][rank].shape for name in group} for group in self.groups]
+                if self.frozen:
+                    states["frozen_param_fragments"] = {name: parts[name][rank].clone() for name in self.frozen}
+            if maps:
+                states["universal_checkpoint_info"] = {"affine_map": {"version": 1, "params": info}}
             torch.save(states, folder / f"{name}_model_states.pt")
         stored = {name: tensor for group in self.groups for name, tensor in group.items()}
-        for name, tensor in {**stored, **(self.frozen if is_cut else {})}.items():
-            path = folder / "zero" / name / "fp32.pt"
-            path.parent.mkdir(parents=True)
-            param = {"param": tensor.float().clone(), "cat_dim": 0}
-            torch.save(tensor.flatten().clone() if self.stage == 3 else param, path)
+        for name, tensor in stored.items():
+            record = {} if tensor_ranks == 1 or maps else RECORDS[self.how(name)]
+            param = {**record, "param": tensor.float().clone()}
+            save_in(folder / "zero" / name / "fp32.pt", tensor.flatten().clone() if self.stage == 3 else param)
+        for name, each in parts.items() if self.stage < 3 else ():
+            if name not in stored:  # as the converter does: the first rank's, of what the optimizer does not have
+                save_in(folder / "zero" / name / "fp32.pt", {"param": each[0].float()})
         torch.save({"loss_scaler": None}, folder / "zero" / "optimizer_state.pt")
         return folder
+
+    def how(self, name: str) -> str:
+        """Return how ranks cut a tensor between them."""
+        return self.cuts.get(self.shared.get(name, name), "whole")
+
+    def cut(self, name: str, tensor: torch.Tensor, ranks: int) -> list[torch.Tensor]:
+        """Return what each of several ranks has of a tensor."""
+        how = self.how(name)
+        if how == "halves":
+            halves = [half.tensor_split(ranks) for half in tensor.chunk(2)]
+            return [torch.cat([half[rank] for half in halves]) for rank in range(ranks)]
+        if how == "padded":
+            tensor = torch.cat(
+                [tensor, torch.full((-len(tensor) % (2 * ranks), *tensor.shape[1:]), PADDING).to(tensor)]
+            )
+        if how in ("rows", "padded", "columns"):
+            return [part.contiguous().clone() for part in tensor.tensor_split(ranks, int(how == "columns"))]
+        return [tensor.clone() for _ in range(ranks)]
+
+    def map_of(self, name: str, ranks: int) -> dict[str, Any]:
+        """Return the map by which a tensor is cut: of each rank blocks, by strides of the whole and of its own."""
+        whole = self.model[name]
+        numbers = torch.arange(whole.numel()).reshape(whole.shape)
+        entries = {}
+        for rank, own in enumerate(self.cut(name, numbers, ranks)):
+            blocks = own.chunk(2) if self.how(name) == "halves" else [own]
+            pieces, at = [], 0
+            for block in blocks:
+                source = [int(block.min()) if block.numel() else 0, list(numbers.stride())]
+                dest = [at, list(block.contiguous().stride())]
+                pieces.append({"shape": list(block.shape), "source": source, "dest": dest, "locations": [rank]})
+                at += block.numel()
+            entries[rank] = {"shard_shape": list(own.shape), "pieces": pieces}
+        return {"logical_shape": list(whole.shape), "ranks": entries}
 
     def model_states(self, rank: int) -> dict[str, Any]:
         """Return what one rank saves of the model."""

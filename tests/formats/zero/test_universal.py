@@ -40,11 +40,41 @@ def test_each_stage(stage: int, ranks: int, tmp_path: Path) -> None:
     assert_holds(open_checkpoint(saved.write_universal(tmp_path), MASTERS), saved.masters)
 
 
-def test_tensors_that_ranks_cut_are_whole_there(tmp_path: Path) -> None:
-    """The converter puts together what ranks of tensors have parts of: the shape is that of its file."""
-    saved = small(stage=1)
-    wide = saved.masters | {name: tensor.float() for name, tensor in saved.frozen.items()}
-    assert_holds(open_checkpoint(saved.write_universal(tmp_path, tensor_ranks=2), MASTERS), wide)
+CUTS = {"a.weight": "rows", "b.weight": "rows", "c.weight": "columns"}
+
+
+@pytest.mark.parametrize("maps", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_tensors_that_ranks_cut_are_whole_there(ranks: int, maps: bool, tmp_path: Path) -> None:
+    """What trains is in its file; what does not is put together from the ranks, or is the same in all of them."""
+    saved = small(stage=1, cuts=CUTS | ({"f.weight": "columns"} if maps else {}))
+    assert_holds(open_checkpoint(saved.write_universal(tmp_path, ranks, maps=maps), MASTERS), saved.masters)
+
+
+def test_frozen_tensors_of_which_nothing_says_how_they_are_cut_are_refused(tmp_path: Path) -> None:
+    """The converter writes the first rank's part, and no dimension: that is not the whole."""
+    saved = small(stage=2, cuts={"f.weight": "rows"})
+    with pytest.raises(CheckpointError, match=r"'f\.weight' does not train, and how the ranks cut it is not known"):
+        open_checkpoint(saved.write_universal(tmp_path, 3), MASTERS)
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_what_never_got_a_gradient_is_refused(tmp_path: Path, maps: bool) -> None:
+    """The converter has only the model's own of it then, and takes that of the first rank for the whole."""
+    saved = small(stage=1, groups=[{"w": torch.randn(4, 5)}], cuts={"w": "rows"}, shared={})
+    folder = saved.write_universal(tmp_path, 2, maps=maps)
+    module = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    torch.save({"param": module["w"].float()}, folder / "zero/w/fp32.pt")
+    with pytest.raises(CheckpointError, match="'w' is what the first rank has of it, alone"):
+        open_checkpoint(folder, MASTERS)
+
+
+def test_a_missing_rank_is_named(tmp_path: Path) -> None:
+    """Of three ranks of tensors two are there."""
+    folder = small(stage=1, cuts=CUTS).write_universal(tmp_path, 3)
+    (folder / "mp_rank_01_model_states.pt").unlink()
+    with pytest.raises(IncompleteCheckpoint, match="no model states of 1 rank of 3: 1"):
+        open_checkpoint(folder, MASTERS)
 
 
 def resaved(name: str, value: Callable[[torch.Tensor], object]) -> Callable[[Path], object]:
