@@ -20,7 +20,7 @@ from ema_cli.formats.optimizer_beside import trained_schedule_free_beside
 from ema_cli.formats.options import ReadOptions, no_masters_error, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.safetensors import file as safetensors_file
-from ema_cli.formats.shards import ReplacedTensors
+from ema_cli.formats.shards import ReplacedTensors, ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, WITHOUT_EMA
 from ema_cli.formats.trainers.folders import AVERAGES_INSIDE
@@ -98,6 +98,10 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
                 raise
             averages = open_checkpoint(path, replace(options, weights=None))
             return replace(averages, averages=None, warnings=(*averages.warnings, AVERAGED_AGAIN))
+        if isinstance(opened.tensors, ShardedTensors) and opened.tensors.copies:
+            from ema_cli.formats.copies.agreement import check_agreement  # which few checkpoints need
+
+            opened = check_agreement(opened, options)
         checkpoint = add_sidecar_clocks(opened, lambda file: torch_file.open_torch(file).root)
         return checkpoint if options.keep_prefix else strip_prefixes(checkpoint)
     info = location(path).info()

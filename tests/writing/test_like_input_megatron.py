@@ -40,6 +40,12 @@ def weights(step: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(4, 5, generator=generator) for name in ("decoder.fc1.weight", "output_layer.weight")}
 
 
+def next_to(data: memoryview) -> memoryview:
+    """Return numbers of bfloat16, each one step off."""
+    bits = torch.frombuffer(bytearray(data), dtype=torch.int16)
+    return memoryview((bits ^ 1).numpy().tobytes())
+
+
 def save(folder: Path, step: int, masters: str | None, extra: dict[str, Any] | None = None) -> None:
     """Save model and optimizer as Megatron does; `masters`: what the names of the float32 weights begin with."""
     pieces = Pieces(folder)
@@ -80,11 +86,23 @@ def test_a_copy_that_is_no_average_is_found(run: InProcess, monkeypatch: pytest.
     """verify compares each piece of the model's own weights with what the float32 average rounds to."""
     for step in STEPS:
         save(run.folder / f"run/iter_{step:07}", step, MASTERS[0])
+    rounded = apart.rounded
     with monkeypatch.context() as patch:
-        patch.setattr(apart, "rounded", lambda _from, to, data: memoryview(bytes(to.nbytes(len(data) // 4))))
+        patch.setattr(apart, "rounded", lambda one, to, data: next_to(rounded(one, to, data)))
         assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 0, run.err
     assert run("verify", "out", "--against", "run", "--like-input")[0] == 6
     assert "'decoder.fc1.weight' is not the average that lies elsewhere, too" in run.err
+
+
+def test_a_copy_that_is_another_tensor_is_not_published(run: InProcess, monkeypatch: pytest.MonkeyPatch):
+    """The output is read back as the run is: model and float32 weights have to be one."""
+    for step in STEPS:
+        save(run.folder / f"run/iter_{step:07}", step, MASTERS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(apart, "rounded", lambda _from, to, data: memoryview(bytes(to.nbytes(len(data) // 4))))
+        assert run("average", "run", "-o", "out", *LIKE, "--masters")[0] == 6
+    assert "does not read back: 'decoder.fc1.weight' is not its float32 weight" in run.err
+    assert not Path("out").exists()
 
 
 def test_float32_weights_are_averaged_alone(run: InProcess):

@@ -18,6 +18,7 @@ from ema_cli.formats.dcp.content import Metadata
 from ema_cli.formats.dcp.masters import (
     buffers_error,
     can_be_taken,
+    check_one_each,
     lie_in_buffers,
     masters_of,
     with_masters,
@@ -89,6 +90,8 @@ def open_folder(
     files = _open_files(folder, tables)
     stored = DcpTensors.of(tables, files)
     try:
+        if options.masters:
+            check_one_each(metadata, names)
         tensors = with_masters(stored, names, masters) if options.masters else stored
     except CheckpointError as error:
         error.about(path)

@@ -30,9 +30,9 @@ _BY_NAME = re.compile(r"(?:^|[._/])(?:master|fp32_(?:param|from|groups|flat)|flo
 
 def masters_of(metadata: Metadata, names: Names) -> dict[str, str]:
     """Return the names of the float32 weights of a model's tensors, by the names of these; their shapes may differ."""
-    # Of the names of all that was saved, which may be many, most are told by a look.
-    marked = (name for name in metadata.tensors if ".state.param." in name or ".state.fp32_param." in name)
-    named = {match[1]: name for name in marked if (match := _OF_PARAMETER.fullmatch(name))}
+    named: dict[str, str] = {}
+    for master, parameter in _named(metadata):
+        named.setdefault(parameter, master)
     return {name: named[stored] for name, stored in names.items() if stored in named} if named else {}
 
 
@@ -51,10 +51,39 @@ def buffers_error(path: Path) -> NoSuchWeights:
     )
 
 
+def check_one_each(metadata: Metadata, names: Names) -> None:
+    """Check that no tensor of a model has two float32 weights, of which nothing says which the trainer takes.
+
+    Raises:
+        CheckpointError: naming both.
+    """
+    named: dict[str, str] = {}
+    own = {stored: name for name, stored in names.items()}
+    for master, parameter in _named(metadata):
+        other = named.setdefault(parameter, master)
+        if other != master and parameter in own:
+            raise CheckpointError(
+                f"'{own[parameter]}' has two float32 weights, '{other}' and '{master}'",
+                hint=f"average the model's own: leave out {option('masters', True)}",
+            )
+
+
+def _named(metadata: Metadata) -> Iterator[tuple[str, str]]:
+    """Yield the names of float32 weights, each with that of its parameter."""
+    # Of the names of all that was saved, which may be many, most are told by a look.
+    marked = (name for name in metadata.tensors if ".state.param." in name or ".state.fp32_param." in name)
+    yield from ((name, match[1]) for name in marked if (match := _OF_PARAMETER.fullmatch(name)))
+
+
 def can_be_taken(metadata: Metadata, master: str) -> bool:
-    """Return whether what has this name is float32 weights that say of which parameter they are, and have its shape."""
+    """Return whether what has this name is float32 weights that say of which parameter they are, and have its shape.
+
+    Where a parameter has two, neither can.
+    """
     match = _OF_PARAMETER.fullmatch(master)
     if match is None or match[1] not in metadata.tensors:
+        return False
+    if sum(parameter == match[1] for _, parameter in _named(metadata)) > 1:
         return False
     return _fault({name: metadata.tensor(name).spec for name in (match[1], master)}, match[1], master) is None
 

@@ -1,0 +1,80 @@
+"""Whether the weights that an optimizer keeps in float32 are those of the model: rounded to its type, they are equal.
+
+A few numbers of a few tensors show it: those of another save differ nearly everywhere.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ema_cli.checkpoint import Checkpoint
+from ema_cli.dtypes import DTYPES
+from ema_cli.errors import CheckpointError, option
+from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece, copied_pieces
+from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.rounding import ROUNDED, round_to, steps_apart
+
+_WIDE = DTYPES["F32"]
+_MOST_TENSORS = 16
+_MOST_ELEMENTS = 1024  # of each piece
+_OTHER_SAVES = "model and optimizer are of different saves, or one is damaged: bring whole copies of both"
+
+
+def check_agreement(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
+    """Return the checkpoint, with a warning where the model's weights are not its float32 weights, rounded.
+
+    Raises:
+        CheckpointError: where they are more than one step of their type apart, which no way of rounding does.
+    """
+    specs = checkpoint.tensors.specs
+    names = [name for name, spec in specs.items() if spec.dtype == _WIDE and spec.count]
+    apart: list[str] = []
+    for name in names[:: -(-len(names) // _MOST_TENSORS) or 1]:
+        for piece in _narrow(checkpoint, name):
+            steps = _steps(checkpoint, name, piece)
+            if max(steps, default=0) > 1:
+                at = max(range(len(steps)), key=steps.__getitem__)
+                raise CheckpointError(
+                    f"'{name}' is not its float32 weight, rounded: number {at} of what {piece.file.path.name} has is "
+                    f"{steps[at]} steps of {piece.spec.dtype.torch} off",
+                    subject=checkpoint.path,
+                    hint=f"{_OTHER_SAVES}{_or_without(options)}",
+                )
+            apart += [f"'{name}' in {piece.file.path.name}"] if any(steps) else []
+    if not apart:
+        return checkpoint
+    warning = (
+        f"{apart[0]} is not its float32 weight rounded to nearest, but the number beside it: the trainer rounds "
+        "otherwise, or model and optimizer are of different saves"
+    )
+    return replace(checkpoint, warnings=(*checkpoint.warnings, warning))
+
+
+def _or_without(options: ReadOptions) -> str:
+    return f"; or average the model's own weights: leave out {option('masters', True)}" if options.masters else ""
+
+
+def _narrow(checkpoint: Checkpoint, name: str) -> Iterator[StoredPiece]:
+    """Yield what lies of a tensor in half precision, in order."""
+    try:
+        pieces = list(copied_pieces(checkpoint.tensors, name))
+    except NotWrittenBack:
+        return
+    yield from (
+        piece
+        for piece in pieces
+        if piece.spec.dtype.name in ROUNDED and not (piece.strides or piece.conjugate or piece.negative)
+    )
+
+
+def _steps(checkpoint: Checkpoint, name: str, piece: StoredPiece) -> list[int]:
+    """Return how far some numbers of a piece are from what their float32 ones round to."""
+    inner, whole, count = next(piece.parts(0, checkpoint.tensors.specs[name].count), (0, 0, 0))
+    count = min(count, _MOST_ELEMENTS)
+    wide = bytearray(count * _WIDE.itemsize)
+    checkpoint.tensors.read_into(name, whole * _WIDE.itemsize, memoryview(wide))
+    dtype = piece.spec.dtype
+    stored = array("H", piece.file.read(piece.base + dtype.nbytes(inner), dtype.nbytes(count)))
+    return steps_apart(dtype.name, round_to(dtype.name, bytes(wide)), stored)
