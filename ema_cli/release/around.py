@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ema_cli.checkpoint import Progress
+from ema_cli.checkpoint import Checkpoint, Progress
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError
 from ema_cli.manifest.recipe_record import RecipeRecord
@@ -34,7 +34,11 @@ class Around:
 
 
 def open_around(
-    paths: Sequence[Path], record: RecipeRecord, rows: Sequence[InputRow], inputs: Sequence[Path]
+    paths: Sequence[Path],
+    record: RecipeRecord,
+    rows: Sequence[InputRow],
+    inputs: Sequence[Path],
+    base: Checkpoint | None,
 ) -> Around | None:
     """Open the run at `paths` as it was opened for an average; return None if it does not hold all inputs, or is none.
 
@@ -45,6 +49,7 @@ def open_around(
         record: the recipe, and how the run was opened.
         rows: what the manifest says of the inputs.
         inputs: their paths.
+        base: what the training began with, where that lies outside of the run and entered; it has remarks, too.
     """
     try:
         run = drop_outside(read_run(paths, record.opened), record.recipe)
@@ -59,4 +64,4 @@ def open_around(
         for path, row in zip(inputs, rows, strict=True)
         if row["weight"] != 0
     ]
-    return Around(progress, Remarks.of(run, read))
+    return Around(progress, Remarks.of(run, read if base is None else [base, *read]))

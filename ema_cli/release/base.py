@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import RunError
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.runs.base import SOURCE, at_beginning
+from ema_cli.runs.merging import merge_all
 from ema_cli.runs.opening import open_by_name
 from ema_cli.runs.run import Run
 
@@ -49,6 +51,25 @@ def with_recorded_base(run: Run, row: InputRow | None, paths: Mapping[str, Path]
         return run
     if row is None:
         return replace(run, base=run.checkpoints[0])
-    (opened,) = open_by_name({row["name"]: paths[row["name"]]}, record.opened.read)
-    base = at_beginning(opened, run.units)
+    base = at_beginning(_open(row, paths, record), run.units)
     return replace(run, checkpoints=(base, *run.checkpoints), base=base)
+
+
+def base_alone(row: InputRow | None, paths: Mapping[str, Path], record: RecipeRecord) -> Checkpoint | None:
+    """Return the base as it enters, without a run; None where it has no weight, or is a checkpoint of the run.
+
+    Raises:
+        CheckpointError: where it cannot be read.
+    """
+    if row is None or row["weight"] == 0:
+        return None
+    base, model = at_beginning(_open(row, paths, record), ()), record.opened.merge_into
+    if model is None:
+        return base
+    (merged,) = merge_all([base], model, base)
+    return merged
+
+
+def _open(row: InputRow, paths: Mapping[str, Path], record: RecipeRecord) -> Checkpoint:
+    (opened,) = open_by_name({row["name"]: paths[row["name"]]}, record.opened.read)
+    return opened

@@ -24,7 +24,7 @@ from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.planning.entry import Entry
 from ema_cli.planning.plan import Approximation, Plan, make_plan
 from ema_cli.release.around import Around, open_around
-from ema_cli.release.base import base_row, places_without, with_recorded_base, without
+from ema_cli.release.base import base_alone, base_row, places_without, with_recorded_base, without
 from ema_cli.release.clocks import settle_inputs
 from ema_cli.release.inputs import check_unchanged, find_inputs, open_inputs
 from ema_cli.runs.order import order_units
@@ -151,7 +151,8 @@ def open_replay(
         def look_around() -> Around | None:
             if not around_paths:
                 return None
-            return open_around(around_paths, record, own, [inputs.paths[row["name"]] for row in own])
+            began = base_alone(base, inputs.paths, record)
+            return open_around(around_paths, record, own, [inputs.paths[row["name"]] for row in own], began)
 
         if with_remarks and (around := look_around()) is not None:
             remarks = around.remarks

@@ -239,6 +239,19 @@ def test_a_base_without_its_name_is_asked_for(run: Path, cli: Cli):
     assert "name the model that the training began with, too: ckpts MODEL" in done.err
 
 
+def test_a_base_with_a_note_is_no_more_than_the_checkpoints_give(tmp_path: Path, cli: Cli):
+    """What is said of the base is in the manifest, and follows from it: nothing is left that was not compared."""
+    (tmp_path / "ckpts").mkdir()
+    torch.save({"model": {"_orig_mod.w": torch.ones(5)}, "step": 0}, tmp_path / "base.pt")
+    for step in (100, 200):
+        torch.save({"model": {"w": torch.full((5,), float(step))}, "step": step}, tmp_path / f"ckpts/step-{step}.pt")
+    cli("average", "ckpts", "--profile", "bema", "--base", "base.pt", "-o", "out.safetensors", "-q")
+    notes = json.loads((tmp_path / "out.safetensors.manifest.json").read_text())["notes"]
+    assert notes == ["base.pt: prefixes removed from names: _orig_mod. (--keep-prefix keeps them)"]
+    done = cli("verify", "out.safetensors", "--against", "ckpts", "--against", "base.pt", "--strict")
+    assert (done.code, "all bytes are those of 3 checkpoints" in done.out) == (0, True), done
+
+
 def test_from_python_the_run_is_opened_with_its_base(run: Path, cli: Cli):
     """`open_run(base=...)`, a recipe, and the same bytes as from the command line."""
     opened = open_run(run / "ckpts", base=run / "models/pretrained.safetensors")
