@@ -70,7 +70,6 @@ def folder(proxy: Proxy, request: pytest.FixtureRequest) -> StorePath:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests are not tried again for minutes, and an answer that stops is not waited for."""
+    """Requests are not tried again for minutes."""
     quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
     monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
-    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=1))

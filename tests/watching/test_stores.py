@@ -276,7 +276,7 @@ def disturbed(proxy: Proxy, folder: StorePath, tmp_path: Path, impatient: None) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "number", "fails"), [("cut", 9, False), ("503", 4, False), ("416", 7, True), ("flip", 6, True)]
+    ("kind", "number", "fails"), [("cut", 5, False), ("503", 3, False), ("416", 4, True), ("flip", 6, True)]
 )
 def test_a_fault_while_it_writes_is_made_good_or_an_error(
     disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch, kind: str, number: int, fails: bool
@@ -284,7 +284,7 @@ def test_a_fault_while_it_writes_is_made_good_or_an_error(
     """Whatever it is, the next watch goes on with the same bytes."""
     monkeypatch.setattr(claim, "_LEASE", timedelta(0))
     seen = count()
-    error = disturbed(lambda request: kind if request.method != "GET" and next(seen) == number else None)
+    error = disturbed(lambda request: kind if request.method == "PUT" and next(seen) == number else None)
     assert (error is not None) is fails, error
 
 
@@ -294,8 +294,6 @@ def test_whatever_happens_while_it_writes_it_goes_on_with_the_same_bytes(
 ):
     """A hundred watches, with faults of all kinds at any request, one or several."""
     monkeypatch.setattr(claim, "_LEASE", timedelta(0))
-    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=30))  # a busy machine is not to look like a fault
-    monkeypatch.setattr(stores, "_clients", {})
     kinds, outcomes = ("cut", "503", "429", "500", "416", "flip"), []
     for seed in range(100):
         draw = random.Random(seed)
