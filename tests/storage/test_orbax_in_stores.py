@@ -58,13 +58,13 @@ def test_what_is_replaced_while_it_is_read_is_an_error(
 ):
     """Whatever tensorstore read of it: all is read when it is replaced here, and its identity is another one."""
     content = (tmp_path / "ckpts" / "20" / "default" / "manifest.ocdbt").read_bytes()
-    check = averaging._check_unchanged
+    check = averaging.check_unchanged
 
     def replaced(job: Job) -> None:
         put(run / "20" / "default" / "manifest.ocdbt", content + b"\n")
         check(job)
 
-    monkeypatch.setattr(averaging, "_check_unchanged", replaced)
+    monkeypatch.setattr(averaging, "check_unchanged", replaced)
     done = cli("average", run, *UNIFORM, "-o", tmp_path / "out.safetensors")
     assert done.code == 3, done
     assert "20/default/manifest.ocdbt: changed while it was used" in done.err
