@@ -125,18 +125,16 @@ def perform(
     if max_memory is not None:
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
-    check_values(job)
+    said = check_values(job)
     notes: list[str] = []
     if recording.checksum:
         notes += check_stored_sums(job.checkpoints, threads, replaceable=True)
         notes += check_replicas(job.checkpoints, threads)
-    if averages_statistics(name for name in job.tensors if name not in job.copied):
-        notes.append(STATISTICS_NOTE)
-    notes += final_model_notes(job.plans)
+    notes += said
     notes += loading_notes(job.plans, job.outputs)
     samples = WeightSamples(len(job.checkpoints))
     record = _record(job, recording, threads, samples) if job.manifest else None
-    notes += _jumps(job, samples)
+    notes += jumps(job, samples)
     made = Made()
     sharing, parts = _sharing(job, by, record, threads)
     with sharing or location(job.target.path).staging() as staging:
@@ -189,7 +187,7 @@ def _sharing(
     return parts, parts
 
 
-def _jumps(job: Job, samples: WeightSamples) -> list[str]:
+def jumps(job: Job, samples: WeightSamples) -> list[str]:
     """Return a note where the weights show checkpoints of another run; averages that were stored are no run."""
     if any(plan.approximation is not None for plan in job.plans):
         return []
@@ -210,8 +208,10 @@ def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples
     )
 
 
-def check_values(job: Job) -> None:
+def check_values(job: Job) -> list[str]:
     """Check what a few values of the checkpoints tell: that no two are alike, and what else is no run to be averaged.
+
+    Return what is worth knowing of them, and no reason to warn.
 
     Raises:
         CheckpointError, RunError: as `average`.
@@ -221,6 +221,8 @@ def check_values(job: Job) -> None:
         check_copies(plan)
         check_averages_move(plan)
     check_alphas(job.checkpoints)
+    has_statistics = averages_statistics(name for name in job.tensors if name not in job.copied)
+    return [*([STATISTICS_NOTE] if has_statistics else []), *final_model_notes(job.plans)]
 
 
 def check_unchanged(job: Job) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # each command loads what it shows
     from ema_cli.job import Job
     from ema_cli.law.time import Time
     from ema_cli.release.verify import Verified
+    from ema_cli.runs.warnings import Remarks
     from ema_cli.tuning.results import Result
     from ema_cli.tuning.tune import Tuned
     from ema_cli.watching.telling import Entered, Watched
@@ -27,6 +28,8 @@ if TYPE_CHECKING:  # each command loads what it shows
 
 class JsonPrinter(Printer):
     """Print the outcome of a command as one JSON object."""
+
+    _remarks: Remarks
 
     def progress(self, doing: str) -> AbstractContextManager[ProgressCallback]:
         """Show no progress."""
@@ -52,18 +55,22 @@ class JsonPrinter(Printer):
         print_json(self.command, json_facts.averaged_facts(averaged, warnings), warnings=annotated)
 
     def tuning(self, candidates: Candidates) -> None:
-        """Print nothing yet."""
+        """Print nothing yet, but keep what is said of the run."""
+        self._remarks = candidates.remarks
 
     def tuning_planned(self, candidates: Candidates) -> None:
         """Print the plans, and what room they would take."""
-        print_json(self.command, tune_facts.candidates_facts(candidates), warnings=all_warnings(candidates.plans))
+        warnings = [*candidates.remarks.warnings, *all_warnings(candidates.plans)]
+        print_json(self.command, tune_facts.candidates_facts(candidates), warnings=warnings)
 
     def evaluated(self, result: Result) -> None:
         """Print nothing yet."""
 
     def tuned(self, tuned: Tuned) -> None:
         """Print all results."""
-        print_json(self.command, tune_facts.tuned_facts(tuned), problem=tuned.problem)
+        warnings = [*self._remarks.warnings, *tuned.remarks.warnings, *all_warnings([tuned.plan] if tuned.plan else [])]
+        facts = tune_facts.tuned_facts(tuned, self._remarks)
+        print_json(self.command, facts, warnings=warnings, problem=tuned.problem)
 
     def entered(self, entered: Entered) -> None:
         """Print nothing yet."""

@@ -50,6 +50,7 @@ class Candidates:
         of_series: whether each is evaluated at several clocks.
         last: whether the last checkpoint is evaluated, too: not where only averages are stored.
         job: one of them as it would be written: all are of one size.
+        remarks: what is said of the run.
         plans: where nothing is evaluated, those that would be made first: of a range, its grid.
     """
 
@@ -58,6 +59,7 @@ class Candidates:
     of_series: bool
     last: bool
     job: Job
+    remarks: Remarks
     plans: Sequence[Plan] = ()
 
     @property

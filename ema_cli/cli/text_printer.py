@@ -86,6 +86,8 @@ class TextPrinter(Printer):
         """Print what will be evaluated, and what room it takes."""
         self._pace = tune_sentences.Pace(candidates.count)
         if not self.quiet:
+            stderr.warnings(candidates.remarks.warnings)
+            stderr.notes(candidates.remarks.notes)
             stderr.lines([tune_sentences.tuning_line(candidates)])
 
     def tuning_planned(self, candidates: Candidates) -> None:
@@ -94,6 +96,9 @@ class TextPrinter(Printer):
 
         plans = candidates.plans
         print_plans(plans, [checkpoint.name for checkpoint in plans[0].run.checkpoints])
+        if not self.quiet:
+            stderr.warnings(candidates.remarks.warnings)
+            stderr.notes(candidates.remarks.notes)
         print_line(tune_sentences.would_line(candidates))
 
     def evaluated(self, result: Result) -> None:
@@ -113,6 +118,8 @@ class TextPrinter(Printer):
             stderr.error(tuned.problem, self.command)
             return
         if not self.quiet:
+            stderr.warnings([*sentences.plan_warnings([tuned.plan] if tuned.plan else []), *tuned.remarks.warnings])
+            stderr.notes(tuned.remarks.notes)
             stderr.lines([tune_sentences.best_line(tuned)])
         print_line(tuned.target.path.as_posix())
 

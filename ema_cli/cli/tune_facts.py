@@ -8,6 +8,7 @@ from ema_cli.cli.json_facts import Facts, plan_facts
 
 if TYPE_CHECKING:
     from ema_cli.cli.outcomes import Candidates
+    from ema_cli.runs.warnings import Remarks
     from ema_cli.tuning.tune import Tuned
     from ema_cli.watching.telling import Watched
 
@@ -21,11 +22,12 @@ def candidates_facts(candidates: Candidates) -> Facts:
         "bytes_at_once": candidates.bytes_at_once,
         "bytes_free": candidates.job.bytes_free,
     }
-    return {"plans": [plan_facts(plan) for plan in candidates.plans], "would_evaluate": would_evaluate}
+    plans = [plan_facts(plan) for plan in candidates.plans]
+    return {"plans": plans, "would_evaluate": would_evaluate, **_said(candidates.remarks)}
 
 
-def tuned_facts(tuned: Tuned) -> Facts:
-    """Return all results of `tune`, and what was written, if something was."""
+def tuned_facts(tuned: Tuned, of_run: Remarks) -> Facts:
+    """Return all results of `tune`, and what was written, if something was; what is said of the run comes first."""
     written = tuned.problem is None
     return {
         "candidates": [
@@ -43,6 +45,14 @@ def tuned_facts(tuned: Tuned) -> Facts:
         "best": tuned.best.name if tuned.best else None,
         "plan": plan_facts(tuned.plan) if tuned.plan is not None else None,
         "written": {"path": tuned.target.path.as_posix()} if written else None,
+        **_said(of_run, tuned.remarks),
+    }
+
+
+def _said(*remarks: Remarks) -> Facts:
+    return {
+        "warnings": [warning for each in remarks for warning in each.warnings],
+        "notes": [note for each in remarks for note in each.notes],
     }
 
 

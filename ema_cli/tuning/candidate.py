@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from ema_cli.averaging import check_unchanged, check_values
+from ema_cli.averaging import check_unchanged, check_values, jumps
+from ema_cli.comparing.jumps import WeightSamples
 from ema_cli.dataclass import dataclass
 from ema_cli.folding.fold import Factored
 from ema_cli.folding.non_finite import NonFinite
@@ -18,6 +20,7 @@ from ema_cli.job import Job
 from ema_cli.making import fold_here
 from ema_cli.manifest.types import Manifest, TuneRow
 from ema_cli.passes import Pass, keep_more_blocks, plan_passes
+from ema_cli.planning.advice import factored_note, non_finite_warnings
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.info import Info
@@ -26,8 +29,10 @@ from ema_cli.storage.output_stream import OutputStream
 from ema_cli.system.progress import ProgressCallback, part_of
 from ema_cli.system.threads import thread_errors
 from ema_cli.writing.files import read_all_back, write_small_files
+from ema_cli.writing.loading import loading_notes
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.record import Record
+from ema_cli.writing.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Candidate:
         record: knows the inputs as they were when it was made: they may be gone when it wins.
         manifest: its manifest, still without the sums of its files.
         non_finite: which of its tensors are not finite.
+        notes: what is worth knowing of its checkpoints, as `result.Result` has it.
         files: what lies in the folder, as it was made.
     """
 
@@ -50,6 +56,7 @@ class Candidate:
     record: Record
     manifest: Manifest
     non_finite: NonFinite
+    notes: Sequence[str]
     files: Mapping[Path, Info]
 
     @property
@@ -60,6 +67,11 @@ class Candidate:
     def is_changed(self) -> bool:
         """Return whether anything in the folder is not as it was made: an evaluation may write where it likes."""
         return _look(self.folder) != self.files
+
+    def remarks(self, target: Target) -> Remarks:
+        """Return what `average` would say of it at `target`, but for what the run and the plan say."""
+        notes = loading_notes([self.plan], [replace(self.output, target=target)])
+        return Remarks(tuple(non_finite_warnings(sorted(self.non_finite.let_through))), (*self.notes, *notes))
 
     def finish(self, tune: TuneRow, threads: int) -> None:
         """Bring it to the disk, with sums and manifest, a part `tune` in it: so it is as `average` leaves its output.
@@ -85,18 +97,27 @@ def make_candidates(
     passes = plan_passes(job, threads, max_memory)
     if max_memory is not None:
         keep_more_blocks(passes, max_memory)
-    check_values(job)
-    threads = passes[-1].sizes.threads
-    record = Record(job.checkpoints, job.options, job.copied, checksum=False, threads=threads, remarks=Remarks())
+    notes = check_values(job)
+    samples = WeightSamples(len(job.checkpoints))
+    record = Record(
+        job.checkpoints,
+        job.options,
+        job.copied,
+        checksum=False,
+        threads=passes[-1].sizes.threads,
+        remarks=Remarks(),
+        watch=samples.add,
+    )
+    notes += jumps(job, samples)
     made: list[Candidate] = []
     read, total = 0, sum(each.job.bytes_to_read for each in passes)
     for each in passes:
-        read += _make(each, record, made, part_of(progress, read, total))
+        read += _make(each, record, notes, made, part_of(progress, read, total))
     check_unchanged(job)
     return made
 
 
-def _make(part: Pass, record: Record, made: list[Candidate], progress: ProgressCallback) -> int:
+def _make(part: Pass, record: Record, notes: Sequence[str], made: list[Candidate], progress: ProgressCallback) -> int:
     """Make the averages of one pass; return how many bytes were read."""
     job = part.job
     folders = [_make_folder(output) for output in job.outputs]
@@ -108,7 +129,8 @@ def _make(part: Pass, record: Record, made: list[Candidate], progress: ProgressC
         files |= write_small_files(output, folder, synced=False)
         read_all_back(output, folder, plan.newest, plan.run.options.read)
         manifest = record.manifest(output, plan, files, non_finite, factored)
-        made.append(Candidate(folder, output, plan, record, manifest, non_finite, _look(folder)))
+        own = [*notes, factored_note(factored)] if factored is not None else notes
+        made.append(Candidate(folder, output, plan, record, manifest, non_finite, own, _look(folder)))
     return folded.bytes_read
 
 

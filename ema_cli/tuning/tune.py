@@ -16,6 +16,7 @@ from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.planning.series import make_series
 from ema_cli.preparing import prepare
 from ema_cli.runs.run import Run
+from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.tuning.asked import Asked
 from ema_cli.tuning.journal import Journal
@@ -39,6 +40,7 @@ class Tuned:
         best: the candidate that wins; None where none has a metric.
         plan: of the candidate that wins.
         problem: why nothing was published.
+        remarks: what is said of the candidate that was published, but for what is said of the run and of its plan.
     """
 
     target: Target
@@ -47,6 +49,7 @@ class Tuned:
     best: Result | None
     plan: Plan | None = None
     problem: EmaError | None = None
+    remarks: Remarks = Remarks()
 
 
 class FixedKeywords(TypedDict, total=False):
@@ -196,8 +199,8 @@ def perform(
         "winner": best.name,
         "candidates": [result.to_dict() for result in results],
     }
-    workshop.publish(name, plan, row, force=force)
-    return replace(tuned, plan=plan)
+    remarks = workshop.publish(name, plan, row, force=force)
+    return replace(tuned, plan=plan, remarks=remarks)
 
 
 def _problem(tuned: Tuned, *, allow_last: bool) -> EmaError | None:

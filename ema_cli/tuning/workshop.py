@@ -13,6 +13,7 @@ from ema_cli.job import Job
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan
 from ema_cli.preparing import prepare
+from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.staging import Staging
 from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -91,8 +92,10 @@ class Workshop:
         for other in [made for made in self.made if made != name]:
             shutil.rmtree(self.made.pop(other).path.parent, ignore_errors=True)
 
-    def publish(self, name: str, plan: Plan, tune: TuneRow, *, force: bool) -> None:
+    def publish(self, name: str, plan: Plan, tune: TuneRow, *, force: bool) -> Remarks:
         """Put a candidate where the output belongs, with a part `tune` in its manifest; the others are removed.
+
+        Return what is said of it.
 
         It is made again where it is not there, as it was evaluated before an interruption or there was no room to keep
         it, or where the evaluation has changed it.
@@ -111,3 +114,4 @@ class Workshop:
         with self.staging.alone():
             check_target(self.target, [file for each in plan.run.checkpoints for file in each.files], force=force)
             publish(self.staging, self.target, candidate.path.relative_to(self.staging.folder), force=force)
+        return candidate.remarks(self.target)

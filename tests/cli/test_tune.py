@@ -19,6 +19,7 @@ from ema_cli.storage.local import LocalPath
 from ema_cli.tuning.journal import alone
 from ema_cli.tuning.search import LEAST_STEP
 from tests.conftest import Cli, write_hf_run, write_torch_run
+from tests.formats.adapters.adapters import write_run
 from tests.runs.stored_run import train
 
 PYTHON = f"{sys.executable} -ISc"
@@ -329,6 +330,39 @@ print(0 if name == "last" else int(name[:-2]))
     del best["tune"]
     assert best == alone
     assert [row["name"] for row in best["inputs"] if row["weight"]] == [f"step-{n}.pt" for n in range(1000, 1801, 100)]
+
+
+def test_what_average_says_of_run_and_winner_is_said_here_too(cli: Cli, run_folder: Path):
+    """Of the run before anything is evaluated, of the winner behind the table; and in JSON."""
+    (run_folder / "ckpts" / "step-150.pt").write_bytes(b"cut off")
+    command = ["tune", "ckpts", "--skip-damaged", "--half-life", "50ba", "--eval", "echo 1", "-o", "best.pt", "-f"]
+    done = cli(*command)
+    assert done.code == 0, done
+    lines = done.err.splitlines()
+    skipped = next(number for number, line in enumerate(lines) if "step-150.pt" in line)
+    heavy = next(number for number, line in enumerate(lines) if "step-2000.pt holds 75.0% of the average" in line)
+    assert skipped < lines.index("last: 1") < heavy
+    told = cli(*command, "--json").json
+    assert any("step-150.pt" in warning for warning in told["warnings"])
+    assert any("holds 75.0%" in warning for warning in told["plan"]["warnings"])
+    assert any("step-150.pt" in warning for warning in cli(*command, "--dry-run", "--json").json["warnings"])
+    assert "step-150.pt" in cli(*command, "--dry-run").err
+
+
+def test_how_near_factors_come_to_the_average_of_products_is_said(cli: Cli, tmp_path: Path):
+    """As `average --exact-lora` says it; the winner is what that writes."""
+    (tmp_path / "lora").mkdir()
+    write_run(tmp_path / "lora")
+    law = ("--half-life", "1ba", "--exact-lora", "2")
+    done = cli("tune", "lora", *law, "--eval", "echo 1", "-o", "best")
+    assert done.code == 0, done
+    alone = cli("average", "lora", *law, "-o", "alone")
+    note = next(line for line in alone.err.splitlines() if line.startswith("note: A and B of rank 2"))
+    assert note in done.err
+    one, best = (read_manifest(tmp_path / name / "ema-manifest.json") for name in ("alone", "best"))
+    del best["tune"]
+    assert one == best
+    assert cli("verify", "best", "--against", "lora").code == 0
 
 
 def test_candidates_may_have_the_form_of_the_input(cli: Cli, run_folder: Path):

@@ -24,6 +24,7 @@ from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.planning.plan import Plan
 from ema_cli.planning.series import Series
 from ema_cli.preparing import prepare
+from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.system import signals
@@ -134,10 +135,13 @@ def tune_requested(request: TuneRequest, printer: Printer, *, dry_run: bool = Fa
         command=command.text,
         metric=command.metric,
     )
+    remarks = Remarks.of(first.run, job.checkpoints)
+    if request.output.exact_lora is not None:
+        remarks = remarks.of_products()
     searched = request.asked.searched
     each = max(1, len(made) // len(request.asked.first))
     most = each * searched.tries if isinstance(searched, Range) else len(made)
-    candidates = outcomes.Candidates(searched, most, request.series is not None, last is not None, job)
+    candidates = outcomes.Candidates(searched, most, request.series is not None, last is not None, job, remarks)
     if dry_run:
         printer.tuning_planned(replace(candidates, plans=made))
         return None
