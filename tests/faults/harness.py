@@ -356,10 +356,11 @@ def publishing(points: Sequence[Point]) -> list[Point]:
     return list(points[max(first - 5, 0) :])
 
 
-def verified(target: Path) -> list[str]:
-    """Return what does not hold of the averages that are there."""
+def verified(target: Path, *, may_name_classes: bool = False) -> list[str]:
+    """Return what does not hold of the averages that are there; of those in the form of their input classes may."""
     there = target.exists() or any(path.exists() for path in sidecars(target))
-    return [problem for each in (find_averages([target]) if there else ()) for problem in verify(each).problems]
+    averages = find_averages([target]) if there else ()
+    return [problem for each in averages for problem in verify(each, may_name_classes=may_name_classes).problems]
 
 
 def read_state(target: Path) -> State:
