@@ -18,6 +18,7 @@ import pytest
 
 from ema_cli.storage import claim, stores, unfinished
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.store_sharing import SharedStoreStaging
 from tests import signing_stand_in
 from tests.conftest import Cli, write_hf_run
 from tests.storage.proxy import Proxy, Request
@@ -253,3 +254,17 @@ def test_unfinished_uploads_are_aborted_however_many(proxy: Proxy, folder: Store
     assert sum("max-uploads=2" in request.path for request in proxy.requests[before:]) >= 7
     assert uploads(folder) == 7
     assert unfinished.abort_unfinished(folder / "release-2") == 7
+
+
+@pytest.mark.slow
+def test_uploads_of_workers_that_died_are_aborted(proxy: Proxy, folder: StorePath):
+    """They lie beside the output, where workers put whole files; who publishes, or gives up, removes all of it."""
+    keys = unfinished._find_keys()
+    assert keys is not None
+    with SharedStoreStaging(folder / "release", "0123456789abcdef", claims=True) as staging:
+        put(staging.tasks / "files" / "a.bin", b"whole")
+        key = (staging.tasks / "files" / "b.bin").key
+        unfinished._ask("POST", folder.bucket, key, {"uploads": ""}, keys)
+        assert uploads(folder) == 1
+    assert uploads(folder) == 0
+    assert present(folder) == {}
