@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from library_files import averages, containers, hugging_face, loops, plain, programs, ranks, zero
+from library_files import averages, containers, hugging_face, loops, olmo, plain, programs, ranks, zero
 from library_files.comparing import differences
 
 WRITERS = {
@@ -25,6 +25,7 @@ WRITERS = {
     **averages.WRITERS,
     **zero.WRITERS,
     **ranks.WRITERS,
+    **olmo.WRITERS,
     **programs.WRITERS,
     **containers.WRITERS,
 }

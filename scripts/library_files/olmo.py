@@ -65,7 +65,9 @@ def main(made: Path) -> None:
     layers = [(f"body{number}", nn.Linear(3, 3)) for number in range(2)]
     net = nn.Sequential(OrderedDict([("norm", nn.LayerNorm(3)), *layers, ("head", nn.Linear(3, 5, bias=False))]))
     policy = ModuleWrapPolicy({nn.Linear})
-    model = FullyShardedDataParallel(net, policy, use_orig_params=True, device_id=torch.device("cpu"))
+    model = FullyShardedDataParallel(
+        net, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
+    )
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for step in range(1, _STEPS[-1] + 1):
         model(torch.randn(4, 3)).square().mean().backward()
@@ -74,7 +76,7 @@ def main(made: Path) -> None:
         if step in _STEPS:
             state = {
                 "epoch": 0, "global_step": step, "global_train_examples_seen_this_epoch": 12 * step,
-                "global_train_tokens_seen": 36 * step, "world_size": _RANKS, "checkpoints": [made / "run"],
+                "global_train_tokens_seen": 36 * step, "world_size": _RANKS, "checkpoints": [Path("step10")],
                 "rng": {"torch": torch.random.get_rng_state()[:8].clone()},
             }  # fmt: skip
             _checkpointer().save_checkpoint(made / "run" / f"step{step}", model, optimizer, state)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from json import JSONDecoder
+from math import prod
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from ema_cli.storage.source import InputFile
 from ema_cli.system.memory import give_back
 
 MAX_HEADER_BYTES = 100_000_000  # as in the official reader
+_LONG = 1 << 20  # bytes of a header, from which on a pattern finds its entries sooner than JSON is parsed
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _METADATA = b'{"__metadata__":'  # with which a header begins that has any
 _METADATA_FIRST = re.compile(rb'\{"__metadata__":(\{(?:%b:%b(?:,(?!\})|(?=\})))*+\}),' % (_TEXT, _TEXT), re.DOTALL)
@@ -168,7 +170,8 @@ def read_header(file: InputFile, text: bytes, before: Before | None = None) -> S
         with suppress(ValueError, CheckpointError):  # in which case the whole header gives the error
             metadata = _metadata(file.path, parse_json(match[1])) if match else known.tensors.metadata
             return replace(known.tensors, file=file, data_start=start, metadata=metadata)
-    tensors = _parse_header(file, text)
+    tensors = _parse_long(file, text, match) if match and len(text) > _LONG else None
+    tensors = tensors or _parse_header(file, text)
     if before is not None:
         before.keep(key, _Known(tensors, file.size - start), len(text))
     return tensors
@@ -208,6 +211,45 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
         except _WrongEntry as wrong:
             raise CheckpointError(f"'{name}' {wrong}", subject=path, hint=wrong.hint) from None
         spans.append((begin, end, name))
+    return _tensors(file, text, specs, spans, metadata)
+
+
+def _parse_long(file: InputFile, text: bytes, metadata: re.Match[bytes]) -> SafetensorsTensors | None:
+    """Return the same of a header as the official writer writes it; None of any other, for the parser of JSON."""
+    from ema_cli.formats.safetensors.entries import plain_entries  # which few files need
+
+    table = SpecTable()
+
+    def spec_of(dtype: bytes, shape: bytes) -> TensorSpec:
+        lengths = [int(length) for length in shape.split(b",") if length]
+        count = prod(lengths)
+        known = _dtype(dtype.decode())
+        end = count * known.bits // 8
+        return _read_entry({"dtype": known.name, "shape": lengths, "data_offsets": [0, end]}, table)[0]
+
+    specs: dict[str, TensorSpec] = {}
+    spans: list[tuple[int, int, str]] = []
+    try:
+        for name, spec, begin, end in plain_entries(text[metadata.end() :], spec_of) or ():
+            check_tensor_name(name, file.path)
+            name = sys.intern(name)
+            if name in specs or len(specs) == MAX_TENSORS:
+                return None
+            specs[name] = spec
+            spans.append((begin, end, name))
+        about = _metadata(file.path, parse_json(metadata[1]))
+    except (ValueError, _WrongEntry, CheckpointError):
+        return None
+    return _tensors(file, text, specs, spans, about) if specs else None
+
+
+def _tensors(
+    file: InputFile,
+    text: bytes,
+    specs: dict[str, TensorSpec],
+    spans: list[tuple[int, int, str]],
+    metadata: Mapping[str, str],
+) -> SafetensorsTensors:
     _check_contiguous(file, 8 + len(text), spans)
     offsets = {name: begin for begin, _, name in spans}
     spans.clear()

@@ -19,6 +19,11 @@ from ema_cli.formats.safetensors.header import SafetensorsTensors
 SHARDING_INFO = "DCP_SHARDING_INFO"  # in the header's metadata: {name: {"saved_offsets": [0, 4]}}
 _OFFSETS = "saved_offsets"
 _MOST = 1 << 62  # as many elements as any tensor has
+# As `json.dumps` writes it, without brackets in names.
+_ENTRY = r'"%s": \{"saved_offsets": \[%s\]\}'
+_PARTS = r'[^"\\\x00-\x1f\[]++', r"[0-9, ]*+"
+_ENTRIES = re.compile(_ENTRY % tuple(f"({part})" for part in _PARTS))
+_WHOLE = re.compile(rf"\{{(?:{_ENTRY % _PARTS}(?:, (?=\")|(?=\}}$)))*+\}}")
 _LIST = re.compile(r"\[([0-9, ]*)\]")
 _MOST_KNOWN = 1 << 10
 
@@ -65,28 +70,22 @@ class OffsetReader:
         parts = _LIST.split(text)
         # No part has "[]" in it, so texts with equal digests are equal but for what is between brackets.
         key = id(tensors.specs), blake2b("[]".join(parts[::2]).encode(errors="surrogatepass")).digest()
-        known = self._known.get(key)
+        known = self._known.get(key) or _learn(text, tensors.specs)
         flat = None if known is None else _flat(known, parts[1::2])
-        if flat is not None:
-            return flat
-        table = _table(text, tensors)
-        offsets = _read(table, tensors)
-        known = _learn(table, parts[1::2], tensors)
-        if known is not None and len(self._known) < _MOST_KNOWN:
+        if known is None or flat is None:
+            return array("q", chain.from_iterable(_read(_table(text, tensors), tensors).values()))
+        if len(self._known) < _MOST_KNOWN:
             self._known[key] = known  # which keeps the specs, so that no others take their id
-        return array("q", chain.from_iterable(offsets.values()))
+        return flat
 
 
-def _learn(table: Any, lists: Sequence[str], tensors: SafetensorsTensors) -> _Known | None:
-    """Return what tells the lists of a text; None where brackets stand elsewhere, too, as in names."""
-    entries = list(table.values())
-    if any(not isinstance(entry, dict) or len(entry) != 1 for entry in entries) or any("[" in name for name in table):
+def _learn(text: str, specs: Mapping[str, TensorSpec]) -> _Known | None:
+    """Return what tells the lists of a text; None where it is written in another way, or says nothing of a tensor."""
+    names = [match[1] for match in _ENTRIES.finditer(text)] if _WHOLE.fullmatch(text) else []
+    number_of = {name: number for number, name in enumerate(names)}
+    if len(number_of) < len(names) or not all(map(number_of.__contains__, specs)):
         return None
-    if _parse(lists) != [entry.get(_OFFSETS) for entry in entries]:
-        return None
-    number_of = {name: number for number, name in enumerate(table)}
-    dimensions = [len(spec.shape) for spec in tensors.specs.values()]
-    return _Known(tensors.specs, [number_of[name] for name in tensors.specs], dimensions)
+    return _Known(specs, [number_of[name] for name in specs], [len(spec.shape) for spec in specs.values()])
 
 
 def _flat(known: _Known, texts: Sequence[str]) -> array[int] | None:
