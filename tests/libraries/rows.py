@@ -159,6 +159,7 @@ LIBRARIES: Mapping[str, list[Written]] = {
         Written(f"numpy-2.4.6/{kind}", numbered("step-{}.npz", 10, 20, 30), loading.numpy_archive)
         for kind in ("stored", "compressed")
     ],
+    "OLMo 0.6.0": [Written("olmo-0.6.0/run", numbered("step{}", 10, 20), loading.expected("expected/{}.safetensors"))],
     "OLMo-core 3.0.0": [Written("olmo-core-3.0.0", numbered("step{}", 1000, 2000, 3000), loading.olmo_core)],
     "orbax 0.12.8": [
         Written("orbax-0.12.8/manager", numbered("{}", 10, 20, 30), loading.expected("expected/{}.safetensors")),
