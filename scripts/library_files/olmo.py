@@ -65,9 +65,7 @@ def main(made: Path) -> None:
     layers = [(f"body{number}", nn.Linear(3, 3)) for number in range(2)]
     net = nn.Sequential(OrderedDict([("norm", nn.LayerNorm(3)), *layers, ("head", nn.Linear(3, 5, bias=False))]))
     policy = ModuleWrapPolicy({nn.Linear})
-    model = FullyShardedDataParallel(
-        net, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
-    )
+    model = FullyShardedDataParallel(net, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for step in range(1, _STEPS[-1] + 1):
         model(torch.randn(4, 3)).square().mean().backward()

@@ -58,7 +58,13 @@ def said(path: Path) -> object:
         tensors = open_file(path)
     except EmaError as error:
         return type(error), str(error)
-    return list(tensors.specs.items()), dict(tensors.offsets), tensors.data_start, dict(tensors.metadata), read_all(tensors)
+    return (
+        list(tensors.specs.items()),
+        dict(tensors.offsets),
+        tensors.data_start,
+        dict(tensors.metadata),
+        read_all(tensors),
+    )
 
 
 def with_header(path: Path, header: bytes) -> Path:
