@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
+
+PYTHON = f"{sys.executable} -ISc"
 
 
 def asked(path: Path) -> dict[str, str]:
@@ -20,3 +24,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     own = ("ema-manifest.json", "SHA256SUMS")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.name not in own}
+
+
+def python(code: str) -> str:
+    """Return a command line that runs some Python."""
+    return f"{PYTHON} {shlex.quote(code)} {{path}}"
+
+
+def calls(folder: Path) -> list[str]:
+    """Return the names of the candidates that were evaluated."""
+    path = folder / "calls"
+    return path.read_text().split() if path.exists() else []

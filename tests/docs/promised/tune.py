@@ -1,6 +1,6 @@
 """What the page on half-lives says of `tune`: the beginning of each sentence -> its tests."""
 
-_CLI, _PYTHON = "tests/cli/test_tune.py", "tests/tuning/test_tune.py"
+_CLI, _SEARCHES, _PYTHON = "tests/cli/test_tune.py", "tests/cli/test_tune_searches.py", "tests/tuning/test_tune.py"
 _COMMAND, _METRIC, _RESULTS, _SEARCH, _CANDIDATE, _KILLED = (
     f"tests/tuning/test_{name}.py" for name in ("command", "metric", "results", "search", "candidate", "killed")
 )
@@ -55,32 +55,32 @@ TUNE = {
     ],
     "An evaluation that fails, prints no number": [
         f"{_CLI}::test_a_candidate_that_fails_does_not_stop_the_others",
-        f"{_CLI}::test_among_noise_and_failures_of_every_kind_the_valley_is_found",
+        f"{_SEARCHES}::test_among_noise_and_failures_of_every_kind_the_valley_is_found",
         f"{_METRIC}::test_where_there_is_no_metric_the_reason_says_so",
         f"{_COMMAND}::test_a_command_that_fails_says_why_with_its_last_lines",
         f"{_COMMAND}::test_a_command_that_takes_too_long_is_ended_with_all_that_it_started",
         f"{_RESULTS}::test_failures_win_nothing",
     ],
     "Where all fail, nothing is written": [f"{_CLI}::test_where_every_candidate_fails_nothing_is_written"],
-    "--repeats 3 evaluates each": [f"{_CLI}::test_a_tie_within_the_spread_goes_to_the_shorter_half_life"],
+    "--repeats 3 evaluates each": [f"{_SEARCHES}::test_a_tie_within_the_spread_goes_to_the_shorter_half_life"],
     "What differs by no more than the spread": [
-        f"{_CLI}::test_a_tie_within_the_spread_goes_to_the_shorter_half_life",
+        f"{_SEARCHES}::test_a_tie_within_the_spread_goes_to_the_shorter_half_life",
         f"{_RESULTS}::test_what_lies_within_the_spread_is_a_tie",
         f"{_PYTHON}::test_several_runs_of_one_candidate_give_mean_and_spread",
     ],
     "Without it, only equal metrics": [f"{_RESULTS}::test_equal_metrics_are_a_tie_that_the_shorter_half_life_wins"],
     "--start, --stop, --last and other options": [
         f"{_CLI}::test_more_is_better_and_the_rest_of_the_law_is_the_same_for_all",
-        f"{_CLI}::test_any_law_with_a_number_is_tuned",
+        f"{_SEARCHES}::test_any_law_with_a_number_is_tuned",
     ],
-    "--dry-run shows the candidates": [f"{_CLI}::test_what_would_be_evaluated_is_shown_and_nothing_is_done"],
+    "--dry-run shows the candidates": [f"{_SEARCHES}::test_what_would_be_evaluated_is_shown_and_nothing_is_done"],
     "Where there is no room for all": [
         f"{_CLI}::test_where_there_is_little_room_few_lie_there_at_once",
         f"{_CLI}::test_candidates_load_as_the_output_does_and_few_lie_there_at_once",
     ],
     "--series evaluates each candidate": [
-        f"{_CLI}::test_a_series_is_tuned_and_the_best_clock_wins",
-        f"{_CLI}::test_a_series_is_searched_in_a_range",
+        f"{_SEARCHES}::test_a_series_is_tuned_and_the_best_clock_wins",
+        f"{_SEARCHES}::test_a_series_is_searched_in_a_range",
         f"{_PYTHON}::test_a_series_from_python",
         "tests/cli/test_series.py::test_a_series_of_stored_averages_is_tuned",
     ],
@@ -103,11 +103,11 @@ TUNE = {
         f"{_PYTHON}::test_a_range_is_searched_in_as_many_evaluations_as_said",
     ],
     "Half-lives may be shares": [
-        f"{_CLI}::test_any_law_with_a_number_is_tuned",
+        f"{_SEARCHES}::test_any_law_with_a_number_is_tuned",
         f"{_SEARCH}::test_shares_and_windows_are_searched_as_half_lives",
     ],
     "With --profile it is the window": [
-        f"{_CLI}::test_any_law_with_a_number_is_tuned",
+        f"{_SEARCHES}::test_any_law_with_a_number_is_tuned",
         f"{_PYTHON}::test_windows_from_python",
     ],
     "EMA_WINDOW takes the place": [f"{_COMMAND}::test_the_last_checkpoint_has_the_variables_of_the_others"],
