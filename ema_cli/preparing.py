@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from ema_cli.dtypes import DType
-from ema_cli.errors import OutputError, RunError, UsageError, option
+from ema_cli.errors import CheckpointError, OutputError, RunError, UsageError, option
 from ema_cli.job import Job, any_of, checkpoints_read
 from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
@@ -77,7 +78,9 @@ def _check_target(job: Job) -> None:
     try:
         job.check_target()
     except OutputError as error:
-        claim = claim_on(job.target.path)
+        claim = None
+        with suppress(CheckpointError):  # the first error says more
+            claim = claim_on(job.target.path)
         if claim is None:
             raise
         raise OutputError(

@@ -27,7 +27,7 @@ def test_a_file_over_5_gb_is_written(
     if shutil.disk_usage(tmp_path).free < _NEEDED_BYTES:
         pytest.skip("the disk is too small")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{seaweed}")  # not by way of the proxy
-    stores.forget_clients()
+    monkeypatch.setattr(stores, "_clients", {})
     size = 2 * ELEMENTS
     header = {name: {"dtype": "BF16", "shape": [ELEMENTS], "data_offsets": [at, at + size]} for name, at in
               (("a", 0), ("b", size))}  # fmt: skip

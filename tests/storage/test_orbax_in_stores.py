@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ema_cli import averaging
-from ema_cli.formats.arrays import zarr
+from ema_cli.formats.arrays import kvstores, zarr
 from ema_cli.job import Job
 from ema_cli.storage import listing, stores
 from ema_cli.storage.names import StorePath
@@ -83,6 +87,37 @@ def test_without_a_signature_it_is_refused_where_it_is_not_public(
     listing.forget_listings()
     assert cli("inspect", run, "--anonymous").code == 3
     assert not any(request.signed for request in proxy.requests[before:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lasts", [False, True], ids=["once", "always"])
+def test_a_store_that_is_busy_is_asked_again(
+    run: StorePath, proxy: Proxy, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, *, lasts: bool
+):
+    """Where it stays so, it is an error that names the checkpoint."""
+    monkeypatch.setattr(kvstores, "_RETRIES", {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"})
+    seen = count()
+    proxy.fault = lambda request: "503" if "manifest.ocdbt" in request.path and (lasts or next(seen) == 0) else None
+    done = cli("average", run, *UNIFORM, "-o", tmp_path / "out.safetensors")
+    if lasts:
+        assert done.code == 3, done
+        assert f"{run}/" in done.err
+        assert "All 2 retry attempts failed" in done.err
+    else:
+        assert done.code == 0, done
+        assert next(seen) > 1
+
+
+@pytest.mark.slow
+def test_an_answer_that_stops_is_not_waited_for(run: StorePath, proxy: Proxy, tmp_path: Path):
+    """It is asked for once more; what the environment says of tensorstore's patience is heeded."""
+    seen = count()
+    proxy.fault = lambda request: "stall" if "/default/d/" in request.path and next(seen) == 0 else None
+    command = [sys.executable, "-m", "ema_cli", "average", str(run), *UNIFORM, "-o", str(tmp_path / "out.safetensors")]
+    environment = {**os.environ, "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert next(seen) > 1
 
 
 def test_a_store_that_tensorstore_does_not_reach_is_an_error_with_a_way_on(tmp_path: Path, cli: Cli):
