@@ -16,12 +16,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import socket
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ema_cli.storage import listing, stores
 from ema_cli.storage.claim import claim_path
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, write_hf_run
+from tests.formats.arrays.orbax_files import write_step
 from tests.libraries.google import running_google
 from tests.storage.stores import put, put_folder
 from tests.storage.test_store_staging import local
@@ -150,8 +153,25 @@ def test_google_s_emulator_is_read(run: Path, cli: Cli, tmp_path: Path, monkeypa
         assert cli("average", run, *LAW, "-o", tmp_path / "here").code == 0
         assert local(tmp_path / "there") == local(tmp_path / "here")
         assert cli("verify", tmp_path / "there", "--against", "gs://ckpts/run").code == 0
+        check_orbax(ask, tmp_path, cli, monkeypatch)
         refused = cli("average", "gs://ckpts/run", *LAW, "-o", "gs://ckpts/release")
         assert (refused.code, "gs://ckpts/.release.ema-cli-claim: cannot be written: 400" in refused.err) == (5, True)
+
+
+def check_orbax(ask: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Average checkpoints of Orbax's from there, which tensorstore reads with its own client."""
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", ask)
+    for step in (10, 20):
+        kernel = np.random.default_rng(step).normal(size=(300, 400)).astype("f4")
+        write_step(tmp_path / "jax" / str(step), {("params", "kernel"): kernel, ("step",): step})
+    for name, content in local(tmp_path / "jax").items():
+        named = urllib.parse.quote(f"jax/{name}", safe="")
+        post(f"{ask}/upload/storage/v1/b/ckpts/o?uploadType=media&name={named}", content)
+    uniform = ("--profile", "uniform", "-o")
+    assert cli("average", "gs://ckpts/jax", *uniform, tmp_path / "jax-there.safetensors").code == 0
+    assert cli("average", tmp_path / "jax", *uniform, tmp_path / "jax-here.safetensors").code == 0
+    there, here = (load_file(tmp_path / f"jax-{name}.safetensors") for name in ("there", "here"))
+    assert np.array_equal(there["kernel"], here["kernel"])
 
 
 def test_what_obstore_sends_to_google_is_written(run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
