@@ -29,6 +29,7 @@ class Before:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[type[Any], Hashable], tuple[Any, int]] = OrderedDict()
         self._nbytes = 0
+        self._stays = False
 
     def __reduce__(self) -> tuple[type[Before], tuple[()]]:
         return Before, ()
@@ -70,8 +71,15 @@ class Before:
             self.keep(None, value, nbytes)
         return value
 
+    def stay(self) -> None:
+        """Let the next `clear` forget nothing: when its run is open, files of it are read once more."""
+        self._stays = True
+
     def clear(self) -> None:
         """Forget all."""
+        if self._stays:
+            self._stays = False
+            return
         with self._lock:
             self._kept.clear()
             self._nbytes = 0

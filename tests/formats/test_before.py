@@ -9,6 +9,7 @@ import torch
 
 from ema_cli.formats import before as module
 from ema_cli.formats.before import Before
+from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import read_run
 
@@ -53,3 +54,18 @@ def test_nothing_is_kept_of_a_run_that_is_open(tmp_path: Path) -> None:
     options = OpenOptions()
     assert len(read_run([tmp_path], options).checkpoints) == 2
     assert not options.read.before._kept
+
+
+def test_what_is_read_once_more_stays(tmp_path: Path) -> None:
+    """An average in the form of its input reads the newest file's description again: it is there, then gone."""
+    for step in (1, 2):
+        torch.save({"model": {"w": torch.ones(3)}, "step": step}, tmp_path / f"step-{step}.pt")
+    options = OpenOptions()
+    options.read.before.stay()
+    newest = read_run([tmp_path], options).checkpoints[-1]
+    names = set[str]()
+    opened = open_torch(newest.files[0], options.read.before, names)
+    assert opened.root is open_torch(newest.files[0], options.read.before).root
+    assert "torch._utils._rebuild_tensor_v2" in names
+    options.read.before.clear()
+    assert opened.root is not open_torch(newest.files[0], options.read.before).root

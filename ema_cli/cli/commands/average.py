@@ -224,6 +224,8 @@ def _open(request: AverageRequest) -> _Opened:
         if not target.is_dcp:
             target = parse_target(target.path, like_input=like_input)
         return _Opened(replay.plan.run, [replay.plan], replay.options, target, recording)
+    if request.output.like_input and isinstance(request.source, RawSource):
+        request.source.options.read.before.stay()
     run, plans = request.source.open_with(request.recipes, request.series)
     if request.series is None:  # else each plan is of the run up to its clock, and the last has not the rest
         run = plans[-1].run

@@ -41,6 +41,7 @@ class _Batch:
         pickle gets its own.
     before: what could be used of the memo before the batch, by its number.
     uses: what is used of that; None as long as nobody looked.
+    names: the classes and functions that it names itself, once somebody looked.
     """
 
     data: bytes
@@ -49,6 +50,7 @@ class _Batch:
     hooks: list[int]
     before: dict[int, Any]
     uses: dict[int, Any] | None = None
+    names: frozenset[str] = frozenset()
 
 
 class Batches:
@@ -73,6 +75,8 @@ class Batches:
         for number in batch.hooks:
             machine.memo[first + number] = {}
         machine.set_items(batch.pairs)
+        if machine.names is not None:
+            machine.names.update(batch.names)
         self._taken = True
         return position + len(batch.data)
 
@@ -101,10 +105,12 @@ class Batches:
         """Return what a batch uses of the memo before it, None where it must not be taken over."""
         with self._lock:
             if batch.uses is None:
-                numbers = _uses(batch.data, first)
+                names = set[str]()
+                numbers = _uses(batch.data, first, names)
                 if numbers is None or not numbers <= batch.before.keys():
                     self._batches.pop(first, None)
                     return None
+                batch.names = frozenset(names)
                 batch.uses = {number: batch.before[number] for number in numbers}
                 batch.before = {}
             return batch.uses
@@ -114,8 +120,8 @@ def _is_same(value: Any, other: Any) -> bool:
     return value is other or (type(value) is type(other) and isinstance(value, _SAME) and value == other)
 
 
-def _uses(data: bytes, first: int) -> set[int] | None:
-    """Return which numbers below `first` the instructions use of the memo.
+def _uses(data: bytes, first: int, names: set[str]) -> set[int] | None:
+    """Return which numbers below `first` the instructions use of the memo; put what they name into `names`.
 
     None where one of them is not among those that describe tensors, or does not remember under the next number.
     """
@@ -138,7 +144,9 @@ def _uses(data: bytes, first: int) -> set[int] | None:
         elif code == 0x8C:
             position += 2 + data[position + 1]
         elif code == 0x63:  # c, with two lines
-            position = data.index(b"\n", data.index(b"\n", position) + 1) + 1
+            end = data.index(b"\n", data.index(b"\n", position) + 1)
+            names.add(data[position + 1 : end].decode().replace("\n", "."))
+            position = end + 1
         elif code in _LENGTHS:
             position += _LENGTHS[code]
         else:

@@ -62,6 +62,7 @@ class Machine:
         self.memo_beyond: dict[int, Any] = {}  # and what was not in that order
         self.copied = 0
         self.unknown: set[str] = set()  # what was called, and means nothing here
+        self.names: set[str] | None = None  # takes the classes and functions that are named, where somebody asks
 
     def take(self, size: int) -> bytes:
         """Return the next `size` bytes."""
@@ -213,6 +214,8 @@ class Machine:
         if len(module) + len(name) >= _MAX_NAME_CHARS:
             raise PickleError(f"it names something in {len(module) + len(name) + 1} characters")
         self.push(Name(f"{module}.{name}"))
+        if self.names is not None:
+            self.names.add(f"{module}.{name}")
 
     def persistent(self, identifier: Any) -> None:
         """Push what stands for something outside the pickle."""

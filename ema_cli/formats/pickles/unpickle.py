@@ -59,13 +59,14 @@ def unpickle(
         persistent: says what an id of something outside the pickle stands for.
         batches: batches of the pickles that were read before, with the same `persistent`.
         most: how many instructions it may have.
-        names: takes the classes and functions that the pickle names, as 'module.name', but for those in `batches`.
+        names: takes the classes and functions that the pickle names, as 'module.name'.
 
     Raises:
         PickleError: for anything that is not a pickle of protocol 0 to 5, as torch writes it.
         CheckpointError: where the file cannot be read.
     """
-    machine = Machine(source, start, persistent) if names is None else _NamingMachine(source, start, persistent, names)
+    machine = Machine(source, start, persistent)
+    machine.names = names
     return _execute(machine, batches, most), machine.base + machine.position
 
 
@@ -108,18 +109,6 @@ class _SkippingMachine(Machine):
             self.base, self.position, self.data = begin + size, 0, b""
         self.limit = min(self.source.size, self.limit + size)
         return Blob(begin, size)
-
-
-class _NamingMachine(Machine):
-    """A machine that keeps every name that its program pushes."""
-
-    def __init__(self, source: ByteSource, start: int, persistent: Callable[[Any], object], names: set[str]) -> None:
-        super().__init__(source, start, persistent)
-        self.names = names
-
-    def name(self, module: str, name: str) -> None:
-        super().name(module, name)
-        self.names.add(f"{module}.{name}")
 
 
 def _execute(machine: Machine, batches: Batches | None = None, most: int = MAX_INSTRUCTIONS) -> Any:

@@ -27,7 +27,7 @@ from ema_cli.storage.source import ByteSource
 
 Span = tuple[int, int]  # byte offset and size
 _MOST_ENTRIES = 1 << 14  # of an archive that is kept
-_ENTRY_BYTES = 1 << 10  # that it takes for each
+_ENTRY_BYTES = 640  # that it takes for each
 _AT_ONCE = 1 << 12  # records whose local headers are checked
 _MOST_HEADERS = 16  # of an archive: requests for local headers that are kept
 # What no reader of ours looks at: in the directory's entries times and the checksum, in local headers sizes, too.

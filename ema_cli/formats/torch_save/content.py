@@ -26,7 +26,7 @@ from ema_cli.storage.source import ByteSource
 _MAX_EXPANDED_BYTES = 1 << 30
 
 
-_TENSOR_BYTES = 1 << 10  # that each takes where tensors are kept
+_TENSOR_BYTES = 400  # that each takes where tensors are kept
 
 
 _FLOATS = {"<f4": struct.Struct("<f"), "<f8": struct.Struct("<d")}

@@ -111,7 +111,7 @@ def open_torch(source: ByteSource, before: Before | None = None, names: set[str]
     Args:
         source: the bytes.
         before: what the files of the run were that were read before.
-        names: takes the classes and functions that it names; then nothing is taken over from `before`.
+        names: takes the classes and functions that it names.
     """
     if is_zip(source):
         from ema_cli.formats.torch_save.zip_container import open_zip

@@ -20,7 +20,8 @@ from ema_cli.system.memory import give_back
 
 _PICKLE, _BYTE_ORDER, _STORAGES = "data.pkl", "byteorder", "data/"
 _MOST_KEPT_BYTES = 1 << 20  # of a pickle that is kept
-_VALUE_BYTES = 16  # that its value takes for each byte
+_VALUE_BYTES, _BATCH_BYTES = 6, 8  # that its value takes for each byte, and those of batches, which it shares
+_MOST_NAMES = 1 << 10  # of classes and functions, that are kept with it
 
 
 def open_zip(
@@ -35,7 +36,7 @@ def open_zip(
         source: the archive.
         max_pickle_bytes: how large its pickle may be.
         before: what the files of the run were that were read before.
-        names: takes the classes and functions that its pickle names, which is then read whole.
+        names: takes the classes and functions that its pickle names.
 
     Raises:
         CheckpointError: for another kind of archive, a damaged one, or one that must not be read as weights.
@@ -77,12 +78,32 @@ def _mark(archive: Archive) -> Mapping[str, object] | None:
     return {} if size > MAX_MARK_BYTES else parse_mark(archive.read(RECORD))
 
 
+class _Names(set[str]):
+    """The classes and functions that a pickle names; a program may name millions, which nobody asked for."""
+
+    are_all = True
+
+    def add(self, name: str, /) -> None:
+        """Add one, unless there are too many."""
+        if len(self) < _MOST_NAMES:
+            super().add(name)
+        else:
+            self.are_all = False
+
+    def update(self, *names: Iterable[str]) -> None:
+        """Add several, one by one."""
+        for each in names:
+            for name in each:
+                self.add(name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pickle:
-    """A pickle that was read, and its value."""
+    """A pickle that was read, its value, and what it names; None where that is too much."""
 
     data: bytes
     value: Any
+    names: frozenset[str] | None
 
 
 def _unpickle(
@@ -93,16 +114,18 @@ def _unpickle(
         raise CheckpointError(f"its pickle of {size} bytes is too large to be a description", subject=source.path)
     region = FileRegion(source, start, size)
     data = region.read(0, size) if before is not None and size <= _MOST_KEPT_BYTES else None
-    known = before.get(_Pickle, size) if before is not None and names is None else None
-    if known is not None and known.data == data:
+    known = before.get(_Pickle, size) if before is not None else None
+    if known is not None and known.data == data and (names is None or known.names is not None):
+        if names is not None:
+            names.update(known.names or ())
         return known.value
-    if before is not None and names is not None:  # of batches that are taken over nobody sees what they name
-        before.keep(None, Batches(), MOST_BYTES * _VALUE_BYTES)
-    batches = None if before is None else before.one(Batches, Batches, MOST_BYTES * _VALUE_BYTES)
+    batches = None if before is None else before.one(Batches, Batches, MOST_BYTES * _BATCH_BYTES)
+    named = _Names() if names is None else names
     try:
-        value, _ = unpickle(region, batches=batches, names=names)
+        value, _ = unpickle(region, batches=batches, names=named)
     except PickleError as error:
         raise CheckpointError(f"the pickle in it cannot be read: {error}", subject=source.path) from error
     if before is not None and data is not None:
-        before.keep(size, _Pickle(data, value), size * _VALUE_BYTES)
+        kept = frozenset(named) if len(named) <= _MOST_NAMES and getattr(named, "are_all", True) else None
+        before.keep(size, _Pickle(data, value, kept), size * _VALUE_BYTES)
     return value

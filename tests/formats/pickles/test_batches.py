@@ -58,6 +58,22 @@ def test_a_batch_that_comes_again_is_taken_over(monkeypatch: pytest.MonkeyPatch)
     assert len(taken) == 2
 
 
+def test_what_a_batch_names_is_known_where_it_is_taken_over(monkeypatch: pytest.MonkeyPatch):
+    """Classes and functions are those of the pickle, whether its batches were executed or not."""
+    taken, batches = taken_over(monkeypatch), Batches()
+    for step in (b"K\1", b"cmine\nown\n", b"K\2"):
+        named = []
+        for known in (batches, None):
+            machine = Machine(Memory(b"\x80\x02(" + step + model() + b"t."), 0, describe_storage)
+            machine.names = set()
+            execute(machine, known)
+            named.append(machine.names)
+        assert named[0] == named[1]
+        assert {"torch.FloatStorage", "collections.OrderedDict"} <= named[0]
+        assert ("mine.own" in named[0]) == (b"mine" in step)
+    assert len(taken) == 2
+
+
 def test_a_batch_that_is_the_whole_pickle_is_taken_over(monkeypatch: pytest.MonkeyPatch):
     """A bare state dict ends with its batch: no more bytes follow than the end of the program."""
     taken, batches = taken_over(monkeypatch), Batches()
