@@ -11,7 +11,10 @@ _READ, _WRITTEN, _KILLED, _ORDER, _UPLOADS, _EVERYWHERE, _LIKE, _EMULATORS, _RCL
 )  # fmt: skip
 
 IN_BUCKETS = {
-    "a body is cut, or nothing comes": [f"{_READ}::test_what_a_network_does_once_is_made_good"],
+    "a body is cut, or nothing comes": [
+        f"{_READ}::test_what_a_network_does_once_is_made_good",
+        "tests/storage/test_slow_store.py::test_a_slow_store_is_read_and_written",
+    ],
     "the store answers 429 or 5xx": [
         f"{_READ}::test_what_a_network_does_once_is_made_good",
         f"{_READ}::test_what_lasts_is_one_error",
@@ -39,6 +42,7 @@ IN_BUCKETS = {
         f"{_WRITTEN}::test_tensors_are_sent_and_not_made_on_the_disk",
         f"{_WRITTEN}::test_large_files_go_up_in_parts",
         f"{_UPLOADS}::test_parts_are_what_stores_take",
+        "tests/storage/test_large_objects.py::test_a_file_over_5_gb_is_written",
         f"{_UPLOADS}::test_memory_is_bounded",
         f"{_UPLOADS}::test_nothing_is_there_before_the_end",
     ],
