@@ -27,7 +27,7 @@ OLMO_NEEDS := boto3 google-cloud-storage importlib_resources
 # Where this is set, every interpreter that a test starts would compile the program anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test test-full test-quick test-trainers test-engines test-libraries test-package wheel lint types format docs demo demo-bucket fuzz bench bench-full bench-online clean
+.PHONY: test test-full test-quick test-trainers test-engines test-libraries test-package wheel lint types format docs demo demo-bucket fuzz bench bench-full bench-online bench-store bench-store-pages clean
 
 test: lint types  ## lint, types and every test but those that need the trainers' libraries
 	$(PYTEST) $(PARALLEL)
@@ -95,6 +95,12 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	$(PIP_INSTALL) ema-pytorch
 	$(BIN)/python scripts/bench_online.py
 
+bench-store: .venv/stores  ## measure an average from a store on this machine beside programs that only read it: 8 minutes, 14 GB of disk
+	$(BIN)/python scripts/bench_store.py --full --rounds 5
+
+bench-store-pages: .venv/dev  ## put what `make bench-store` has measured last into docs/
+	$(BIN)/python scripts/bench_store.py --from .bench/store.json --pages
+
 .venv/dev: pyproject.toml constraints.txt setup.py $(wildcard ema_cli/folding/kernel/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable '.[dev,demo]'
@@ -138,6 +144,12 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 		.bench/mergekit/bin/python -c 'import site, sys; open(site.getsitepackages()[0] + "/shared.pth", "w").write(sys.argv[1])' "$$shared"
 	.bench/mergekit/bin/pip $(PIP_OPTIONS) $(MERGEKIT_NEEDS) && \
 		.bench/mergekit/bin/pip $(PIP_OPTIONS) --no-deps mergekit || rm -rf .bench/mergekit
+	touch $@
+
+# aws, in an environment of its own: it needs other versions than the rest.
+.venv/stores: .venv/dev
+	$(BIN)/python -m venv .bench/stores
+	.bench/stores/bin/pip install --quiet --disable-pip-version-check awscli
 	touch $@
 
 clean:

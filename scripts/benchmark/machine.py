@@ -16,11 +16,13 @@ from typing import Any
 from .commands import ema_cli
 
 
-def facts(folder: Path, mergekit: Path | None, before: Path | None) -> dict[str, Any]:
-    """Return machine, versions and date; `folder` is where the data lies."""
+def facts(
+    folder: Path, mergekit: Path | None = None, before: Path | None = None, script: str = "bench.py"
+) -> dict[str, Any]:
+    """Return machine, versions and date; `folder` is where the data lies, `script` what measures."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", "scripts/bench.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"scripts/{script}", *sys.argv[1:]]),
         "cpu": _first(r"^model name\s*: (.+)$", Path("/proc/cpuinfo")) or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

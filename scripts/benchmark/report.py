@@ -28,8 +28,8 @@ _NOTES = """\
 def markdown(found: Mapping[str, Any]) -> str:
     """Return the whole report."""
     rows = sorted(found["rows"].values(), key=lambda row: KEYS.index(row["key"]))
-    parts = ["## Files\n", _summary(rows), _head(found, rows), _NOTES, "## Targets\n", _targets(found, rows)]
-    parts += ["## Every set\n", *(_details(row) for row in rows)]
+    parts = ["## Files\n", _summary(rows), head(found, rows), _NOTES, "## Targets\n", targets(found, rows)]
+    parts += ["## Every set\n", *(details(row) for row in rows)]
     return "\n".join(parts)
 
 
@@ -65,7 +65,8 @@ def _mebibytes(row: Mapping[str, Any], name: str) -> str:
     return f"{memory['together'] / MIB:.0f} MiB" if memory else ""
 
 
-def _head(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def head(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return date, command, machine, versions, and how noisy it was."""
     machine = found["machine"]
     every = [each for row in rows for each in row["rounds"]]
     noisy = sum(bool(each["noisy"]) for each in every)
@@ -86,7 +87,8 @@ def _head(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _targets(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def targets(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of targets, and what came of each."""
     table = [["set", "what", "target", "measured", ""]]
     for row in rows:
         if "ema-cli" in row["failed"]:
@@ -101,7 +103,8 @@ def _targets(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     return as_table(table)
 
 
-def _details(row: Mapping[str, Any]) -> str:
+def details(row: Mapping[str, Any]) -> str:
+    """Return all figures of one row."""
     names = [*row["labels"]]
     measured = {name for each in row["rounds"] for name in each["runs"]}
     present = [name for name in names if name in row["memory"] or name in measured]

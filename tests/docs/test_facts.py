@@ -34,7 +34,7 @@ SIGNERS = {
     "--identity_provider",
 }  # fmt: skip
 LAUNCHERS = {"--array", "--ntasks-per-node"}  # of Slurm's
-SCRIPTS = {"--measure"}
+SCRIPTS = {"--measure", "--links", "--readers", "--tools", "--data", "--latency", "--rate"}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.float64, torch.complex128)
 WHOLE = (torch.int64, torch.int8, torch.uint8, torch.bool)
 HOW_TO, EXPLANATION = DOCS / "how-to", DOCS / "explanation"
