@@ -99,29 +99,51 @@ def reading(source: random.Random, arena: bytearray, given: tuple[object, ...], 
     )
 
 
+def in_pieces(source: random.Random, arena: bytearray, given: tuple[object, ...]) -> tuple[object, ...]:
+    """Return arguments of `add_pieces`: those of `add`, and pieces for its rows, most of which fit."""
+    rows, kinds, count = given[1], given[2], given[8]
+    assert isinstance(rows, tuple)
+    assert isinstance(kinds, bytes)
+    assert isinstance(count, int)
+    pieces, counts = [], []
+    for kind in kinds:
+        left, number = count * SIZES[kind], 0
+        while left or not number:
+            size = left if source.random() < 0.5 else source.randrange(left + 1)
+            pieces.append(memory(source, arena, size))
+            left, number = left - size, number + 1
+        counts.append(number + source.choice((0,) * 499 + (1, -1)))
+    keeps = bytes(source.choices((0, 1), k=len(kinds)))
+    most = source.choice((1, 7, 64, 128, 256, 1 << 20))
+    return given, tuple(pieces), array("q", counts).tobytes(), keeps, most
+
+
 def fuzz(seconds: float, seed: int) -> None:
     """Call the extension until the time is over; print how often it took its arguments."""
     sys.path.insert(0, str(FOLDER.resolve()))
     import _compiled
 
     source, arena = random.Random(seed), bytearray(1 << 16)
-    ends, calls, taken, read = time.monotonic() + seconds, 0, 0, 0
+    ends, calls, taken, read, held = time.monotonic() + seconds, 0, 0, 0, 0
     file = os.memfd_create("rows")
     os.write(file, source.randbytes(30_000))
     while time.monotonic() < ends:
         calls += 1
         given = arguments(source, arena)
         try:
-            if calls % 2:
+            if calls % 3 == 0:
                 _compiled.add(*given)
+            elif calls % 3 == 1:
+                _compiled.add_pieces(*in_pieces(source, arena, given))
+                held += 1
             else:
                 _compiled.read_and_add(*reading(source, arena, given, file))
                 read += 1
             taken += 1
         except REFUSALS:
             continue
-    print(f"kernel: {calls} calls, {taken} with arguments that fit, {read} of these from a file, seed {seed}")
-    if not read or taken == calls:
+    print(f"kernel: {calls} calls, {taken} with arguments that fit, {read} from a file, {held} in pieces, seed {seed}")
+    if not read or not held or taken == calls:
         sys.exit("kernel: none or all of the arguments fit: that tests nothing")
 
 

@@ -182,6 +182,14 @@ class BlockSums(Protocol):
         Where it ends early the sums are lost.
         """
 
+    def add_pieces(self, numbers: Sequence[int], pieces: Sequence[Sequence[memoryview]]) -> None:
+        """Add these checkpoints, in place of `rows` and `add`.
+
+        Args:
+            numbers: as for `rows`.
+            pieces: of each the bytes of its block, in pieces that may end anywhere.
+        """
+
     def complete(self, average: int) -> bool:
         """Finish the sum of one average; return whether all of it is finite, and fits into the target."""
 

@@ -36,4 +36,12 @@ def read_and_add(
     stop: Buffer,
     /,
 ) -> tuple[int, int, int, int, int]: ...
+def add_pieces(
+    arguments: Arguments,
+    pieces: tuple[Buffer, ...],
+    counts: Buffer,
+    keeps: bytes,
+    most: int,
+    /,
+) -> int: ...
 def variants() -> list[tuple[int, str]]: ...

@@ -39,7 +39,7 @@ static PyObject *read_and_add(PyObject *Py_UNUSED(module), PyObject *arguments)
     Arguments given;
     Buffers buffers = {.number = 0};
     Fold fold;
-    Reading reading;
+    Reading reading = {.is_held = 0};
     PyObject *of_add, *spans, *numbers, *stop;
     Py_ssize_t most, keeps_size;
     if (!PyArg_ParseTuple(
@@ -71,6 +71,45 @@ static PyObject *read_and_add(PyObject *Py_UNUSED(module), PyObject *arguments)
     return Py_BuildValue("(KLLLi)", (unsigned long long)beyond, (long long)taken, span, (long long)end.offset, end.error);
 }
 
+static PyObject *add_pieces(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    Arguments given;
+    Buffers buffers = {.number = 0};
+    Fold fold;
+    Reading reading = {.is_held = 1};
+    PyObject *of_add, *pieces, *numbers;
+    Py_ssize_t most, keeps_size, taken = 0;
+    if (!PyArg_ParseTuple(
+            arguments, "O!O!Oy#n", &PyTuple_Type, &of_add, &PyTuple_Type, &pieces, &numbers, &reading.stretch.keeps,
+            &keeps_size, &most))
+        return NULL;
+    if (parse(of_add, &given, &fold) < 0)
+        return NULL;
+    if (keeps_size != fold.rows || most < 1) {
+        misfit();
+        return NULL;
+    }
+    reading.stretch.most = (size_t)most < fold.count ? (size_t)most : fold.count;
+    const Py_ssize_t number = PyTuple_Size(pieces);
+    Py_buffer *const views = PyMem_Malloc(((size_t)number + 1) * sizeof *views);
+    if (views == NULL)
+        return PyErr_NoMemory();
+    uint64_t beyond = 0;
+    End end = {READ, 0, 0, 0};
+    const int failed = take(&given, &fold, &buffers, &reading.stretch) < 0 ||
+                       take_pieces(&fold, &reading, &buffers, pieces, numbers, views, number, &taken) < 0;
+    if (!failed) {
+        Py_BEGIN_ALLOW_THREADS
+        read_rows(given.variant, given.wide, &fold, &reading, &beyond, &end);
+        Py_END_ALLOW_THREADS
+    }
+    while (taken > 0)
+        PyBuffer_Release(&views[--taken]);
+    PyMem_Free(views);
+    release(&buffers);
+    return failed ? NULL : PyLong_FromUnsignedLongLong(beyond);
+}
+
 static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     PyObject *names = PyList_New(0);
@@ -89,6 +128,8 @@ static PyMethodDef METHODS[] = {
      "Read rows from open files, stretch by stretch, and add them, with the arguments of `add` as the first; return its\n"
      "bits, the nanoseconds of the reads, and the span, the offset and the error where they ended: span -1 where all\n"
      "was read, -2 where they were stopped."},
+    {"add_pieces", add_pieces, METH_VARARGS,
+     "Add rows that lie in pieces in memory, with the arguments of `add` as the first; return its bits."},
     {"variants", variants, METH_NOARGS, "Return number and name of each variant that this processor runs, the best first."},
     {NULL, NULL, 0, NULL},
 };

@@ -117,6 +117,32 @@ static int take(const Arguments *given, Fold *fold, Buffers *buffers, const Stre
     return 0;
 }
 
+/* Take the pieces of all rows, `number` of them, and check that each row has its bytes; return 0, or -1 with an error
+ * set. Those that were taken are counted in `taken`. */
+static int take_pieces(
+    const Fold *fold, Reading *reading, Buffers *buffers, PyObject *pieces, PyObject *numbers, Py_buffer *views,
+    Py_ssize_t number, Py_ssize_t *taken)
+{
+    const char *const counts = memory(buffers, numbers, PyBUF_SIMPLE, (size_t)fold->rows * sizeof(int64_t));
+    if (counts == NULL)
+        return -1;
+    for (int k = 0; k < fold->rows; k++) {
+        int64_t counted, needed = (int64_t)(fold->count * SIZES[fold->kinds[k]]);
+        memcpy(&counted, counts + (size_t)k * sizeof counted, sizeof counted);
+        reading->held[k] = (Held){&views[*taken], 0};
+        for (; needed >= 0 && counted > 0 && *taken < number; counted--) {
+            if (PyObject_GetBuffer(PyTuple_GetItem(pieces, *taken), &views[*taken], PyBUF_SIMPLE) < 0)
+                return -1;
+            needed -= views[(*taken)++].len;
+        }
+        if (needed != 0 || counted != 0 || &views[*taken] == reading->held[k].piece) {
+            PyErr_SetString(PyExc_ValueError, "the pieces of a row do not fit together");
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* Take the spans of all rows, and check that each row has its bytes; return 0, or -1 with an error set. */
 static int take_spans(const Fold *fold, Reading *reading, Buffers *buffers, PyObject *spans, PyObject *numbers)
 {

@@ -40,6 +40,8 @@ _STAGGER = 17 * _PLACES
 # Of a row that is read and added at once: sixteen of them lie in a processor's caches. Larger ones come from memory
 # again, smaller ones take more calls of the system.
 _STRETCH = 1 << 18
+# The same of a row that lies in pieces in memory: what spans two pieces is copied, and that is to be little of all.
+_STRETCH_OF_PIECES = 1 << 15
 
 
 _INTERFACE = 1  # as in compiled.c
@@ -187,6 +189,16 @@ class CompiledSums:
         )
         self._note(averages, beyond)
         return ReadEnd(nanoseconds * 1e-9, span, offset, error)
+
+    def add_pieces(self, numbers: Sequence[int], pieces: Sequence[Sequence[memoryview]]) -> None:
+        """Add these checkpoints, whose blocks lie in pieces in memory of others."""
+        self.rows(numbers, [0] * len(numbers))
+        most = _STRETCH_OF_PIECES // max(self._spec.dtypes[number].component_bits // 8 for number in numbers)
+        every, counts = tuple(piece for row in pieces for piece in row), array("q", map(len, pieces))
+        keeps = bytes(number in self._newest for number in numbers)
+        for averages in self._calls(numbers):
+            arguments = self._arguments(numbers, averages)
+            self._note(averages, _compiled.add_pieces(arguments, every, counts, keeps, most))
 
     def _calls(self, numbers: Sequence[int]) -> list[list[int]]:
         """Return the averages into which these checkpoints may enter: as many as one call takes, plain ones apart."""

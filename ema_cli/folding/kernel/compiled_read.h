@@ -1,7 +1,8 @@
-/* Rows that are read from open files, without the interpreter: `compiled.c` includes this where `run` is known.
+/* Rows that are read from open files, or lie in pieces in memory: `compiled.c` includes this where `run` is known.
  *
  * What is read is added while it is in the cache of the processor, and the few buffers of a stretch stay there. There
- * is no memory mapping: a file that ends early is told, and does not kill the process.
+ * is no memory mapping: a file that ends early is told, and does not kill the process. Of pieces only what spans two of
+ * them is copied, and what is kept.
  */
 
 #include <errno.h>
@@ -77,9 +78,42 @@ static int fill(Place *place, char *to, size_t nbytes, const char *stop, End *en
     return 0;
 }
 
-/* The arguments of `read_and_add` beside those of `add`. */
+/* Where the next byte of a row is that lies in memory in pieces. */
+typedef struct {
+    const Py_buffer *piece;
+    size_t done; /* bytes of the piece that are taken */
+} Held;
+
+/* Return where the next bytes of a row are: in a piece, or copied to `to`. The pieces have so many bytes. */
+static const char *next_bytes(Held *held, char *to, size_t nbytes, int is_copied)
+{
+    while (held->done == (size_t)held->piece->len && nbytes > 0) {
+        held->piece++;
+        held->done = 0;
+    }
+    if (nbytes <= (size_t)held->piece->len - held->done && !is_copied) {
+        const char *const found = (const char *)held->piece->buf + held->done;
+        held->done += nbytes;
+        return found;
+    }
+    for (size_t copied = 0, size; copied < nbytes; copied += size) {
+        const size_t left = (size_t)held->piece->len - held->done;
+        size = left < nbytes - copied ? left : nbytes - copied;
+        memmove(to + copied, (const char *)held->piece->buf + held->done, size);
+        held->done += size;
+        if (size == left && copied + size < nbytes) {
+            held->piece++;
+            held->done = 0;
+        }
+    }
+    return to;
+}
+
+/* The arguments of `read_and_add` and `add_pieces` beside those of `add`. */
 typedef struct {
     Stretch stretch;
+    int is_held; /* whether the rows lie in memory, and not in files */
+    Held held[MOST_ROWS];
     Place place[MOST_ROWS];
     const char *stop;
 } Reading;
@@ -96,7 +130,10 @@ static int64_t read_rows(int variant, int wide, const Fold *fold, Reading *readi
         for (int k = 0; k < fold->rows; k++) {
             const size_t size = SIZES[fold->kinds[k]];
             part.row[k] = fold->row[k] + (reading->stretch.keeps[k] ? at * size : 0);
-            if (fill(&reading->place[k], (char *)part.row[k], part.count * size, reading->stop, end) < 0)
+            char *const to = (char *)part.row[k];
+            if (reading->is_held)
+                part.row[k] = next_bytes(&reading->held[k], to, part.count * size, reading->stretch.keeps[k]);
+            else if (fill(&reading->place[k], to, part.count * size, reading->stop, end) < 0)
                 return taken;
         }
         taken += nanoseconds() - begun;
