@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from ema_cli.dataclass import dataclass
@@ -18,6 +19,7 @@ _RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half o
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
 _MOST_SENT = 8  # averages that are sent to a store at once where the user does not say how much memory there is
 _LEAST_BUFFER_BYTES = 2 << 20
+_WINDOW_BYTES = 64 << 20  # a layer or more: the order of tensors differs between files within these, as a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +118,6 @@ def _sizes(job: Job, budget: int, threads: int | None) -> BufferSizes:
     """Return buffers that keep the threads at work."""
     from_store = len(job.checkpoints) if in_store(job.checkpoints) else 0
     budget -= job.bytes_sending(len(job.plans))
-    return divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)
+    sizes = divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)
+    # What is sent is sent in its order.
+    return replace(sizes, window=_WINDOW_BYTES) if from_store and not job.is_sent else sizes

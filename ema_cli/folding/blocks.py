@@ -14,6 +14,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.folding.kernel import sum_bytes
 from ema_cli.folding.sample import Range, Selection
+from ema_cli.storage.source import FileRegion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,6 +159,36 @@ def bytes_to_read(checkpoints: Sequence[Checkpoint], groups: Iterable[Group], ne
         else:
             total += sum(tables[number][name].dtype.nbytes(count) for number in numbers)
     return total
+
+
+def in_file_order(checkpoint: Checkpoint, groups: Iterable[Group], window: int) -> Iterator[Group]:
+    """Yield the groups, those that make up `window` bytes in the order in which they lie in the checkpoint's files.
+
+    So what is read one after another lies one after another; and is written not far from its turn.
+    """
+    near: list[Group] = []
+    nbytes = 0
+    for group in groups:
+        near.append(group)
+        nbytes += group.spec.dtype.nbytes(group.count)
+        if nbytes >= window:
+            yield from _by_place(checkpoint, near)
+            near, nbytes = [], 0
+    yield from _by_place(checkpoint, near)
+
+
+def _by_place(checkpoint: Checkpoint, groups: list[Group]) -> list[Group]:
+    """Return the groups by their places in files; as they are where one has none."""
+    places: list[tuple[str, int]] = []
+    for group in groups:
+        place = checkpoint.tensors.locate(group.names[0])
+        if place is None:
+            return groups
+        source, offset = place
+        while isinstance(source, FileRegion):
+            offset, source = source.start + offset, source.file
+        places.append((str(source.path), offset))
+    return [group for _, group in sorted(zip(places, groups, strict=True), key=lambda each: each[0])]
 
 
 def make_blocks(

@@ -13,13 +13,16 @@ from ema_cli.storage.names import StorePath
 
 DEFAULT_BYTES = 80 << 20
 _STORE_BYTES = 128 << 20  # where checkpoints lie in a store
-_STORED_BYTES = 1 << 21
-_STORE_ROWS = 8
+_STORED_BYTES = 1 << 19  # of a block that comes ahead: what waits of all checkpoints is to stay near the processor
+_ALONE_BYTES = 1 << 22  # of a block that a request brings alone
+_STORE_ROWS = 16
 # Of a request: with 1 MiB a store takes twice the processor time for as many bytes, with more than this hardly less.
-_REQUEST_BYTES = 1 << 23
+_REQUEST_BYTES = 1 << 24
+_HELD_BLOCKS = 2  # of a checkpoint that comes ahead, and
+_HELD_BYTES = 1 << 19  # what came with the last piece of them
 _CONNECTIONS = 16  # to begin with
 _MOST_CONNECTIONS = 48
-_LEAST_STORE_WORKERS = 2  # one waits for its requests while the other adds
+_LEAST_WORKERS = 2  # where nothing comes ahead: one waits for its requests while the other adds
 _LEAST_ROWS = 2
 _SHORT_ROW_BYTES = 1 << 17  # rather fewer rows than shorter ones
 _LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
@@ -36,6 +39,9 @@ class BufferSizes:
     row_bytes: bytes of one block of one checkpoint, in the type in which it is summed up.
     stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
     stretch: blocks that follow one another and that a thread folds one after the other.
+    ahead: checkpoints whose blocks come before they are folded; 0 where each is read when it is.
+    window: bytes of a checkpoint within which tensors are folded in the order of its files; 0 where they are in that of
+        the output.
     waits: whether each read is known to wait, as for a store: then a thread reads all rows at once.
     """
 
@@ -45,15 +51,23 @@ class BufferSizes:
     row_bytes: int
     stored_bytes: int = 0
     stretch: int = 1
+    ahead: int = 0
     waits: bool = False
+    window: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Return how much of a checkpoint may come before it is folded."""
+        return _HELD_BLOCKS * self.stored_bytes
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
         """Return the size of one thread's workspace, for averages with so many different newest checkpoints."""
         return WorkspaceSize(self.rows, self.row_bytes, averages, newest, self.stored_bytes)
 
     def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
-        """Return the memory of one thread."""
-        return (kernel or chosen_kernel().kernel).worker_bytes(self.workspace(averages, newest))
+        """Return the memory of one thread, and of what comes ahead for it."""
+        received = self.ahead * (self.held_bytes + _HELD_BYTES)
+        return (kernel or chosen_kernel().kernel).worker_bytes(self.workspace(averages, newest)) + received
 
 
 def least_bytes(averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
@@ -95,10 +109,14 @@ def divide_memory(
     assert nbytes >= least, "checked by the caller, who knows what the user asked for"
     sizes = BufferSizes(min(threads, nbytes // least), _MOST_WORKERS, kernel.rows, kernel.row_bytes)
     if from_store:
-        nbytes = max(least, nbytes * 3 // 4)  # the rest is for what was received and lies in no row yet
         sizes = _store_sizes(from_store)
+        smallest = replace(sizes, rows=_LEAST_ROWS, row_bytes=_LEAST_ROW_BYTES, stored_bytes=_LEAST_ROW_BYTES // 2)
+        if smallest.worker_bytes(averages, newest, kernel) > nbytes:
+            sizes = replace(sizes, ahead=0, stretch=1)
+        if not sizes.ahead:
+            nbytes = max(least, nbytes * 3 // 4)  # the rest is for what was received and lies in no row yet
         most = nbytes // sizes.worker_bytes(averages, newest, kernel)
-        sizes = replace(sizes, threads=max(_LEAST_STORE_WORKERS, min(sizes.threads, most)))
+        sizes = replace(sizes, threads=max(1 if sizes.ahead else _LEAST_WORKERS, min(sizes.threads, most)))
     while sizes.threads * sizes.worker_bytes(averages, newest, kernel) > nbytes:
         if sizes.row_bytes <= _LEAST_ROW_BYTES and sizes.rows <= _LEAST_ROWS:
             sizes = replace(sizes, threads=sizes.threads - 1)
@@ -113,17 +131,19 @@ def divide_memory(
 def _store_sizes(checkpoints: int) -> BufferSizes:
     """Return what a fold from a store begins with: a request for each checkpoint in each thread, over many blocks.
 
-    Of very many checkpoints a thread has no request for each: then one brings a block.
+    Of very many checkpoints a thread has no request for each: then one brings a block, and several wait side by side.
     """
-    is_held, rows = checkpoints <= _CONNECTIONS * 3 // 2, max(_LEAST_ROWS, min(_STORE_ROWS, checkpoints))
-    at_once = checkpoints if is_held else rows
-    stored = _STORED_BYTES if is_held else 2 * _STORED_BYTES
+    is_ahead = checkpoints <= _CONNECTIONS * 3 // 2
+    rows = max(_LEAST_ROWS, min(_STORE_ROWS if is_ahead else _STORE_ROWS // 2, checkpoints))
+    at_once = checkpoints if is_ahead else rows
+    stored = _STORED_BYTES if is_ahead else _ALONE_BYTES
     return BufferSizes(
         threads=-(-_CONNECTIONS // at_once),
         most_workers=_MOST_CONNECTIONS // at_once,
         rows=rows,
         row_bytes=2 * stored,
         stored_bytes=stored,
-        stretch=_REQUEST_BYTES // stored if is_held else 1,
+        stretch=_REQUEST_BYTES // stored if is_ahead else 1,
+        ahead=checkpoints if is_ahead else 0,
         waits=True,
     )

@@ -22,7 +22,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import EmaError
 from ema_cli.folding.block_task import BlockTask, Reader, run_block
-from ema_cli.folding.blocks import bytes_to_read, make_blocks, make_groups
+from ema_cli.folding.blocks import bytes_to_read, in_file_order, make_blocks, make_groups
 from ema_cli.folding.buffers import BufferSizes
 from ema_cli.folding.kernel import Kernel, NonFiniteElements, WeightTable, Workspace
 from ema_cli.folding.kernel.choice import chosen_kernel
@@ -113,7 +113,10 @@ def fold(
     sizes = sizes or BufferSizes(1, 1, kernel.rows, kernel.row_bytes)
     weights = WeightTable.of(average.weights for average in averages)
     groups = partial(make_groups, checkpoints, targets, copied, sample)
-    blocks = make_blocks(checkpoints, groups(), sizes.row_bytes, sizes.stored_bytes)
+    ordered = groups()
+    if sizes.window and checksums is None:
+        ordered = in_file_order(checkpoints[-1], ordered, sizes.window)
+    blocks = make_blocks(checkpoints, ordered, sizes.row_bytes, sizes.stored_bytes)
     reader = FoldReader(checkpoints, checksums)
     ledgers = [NonFinite(checkpoints, allowed=allow_non_finite) for _ in averages]
     workers = _Workers(
@@ -195,18 +198,16 @@ class _Workers:
     def _work(self) -> None:
         workspace = self.make_workspace()
         with suppress(Stopped):
+            if self.sizes.ahead:
+                from ema_cli.folding.ahead import Ahead  # which only who reads from a store needs
+
+                ahead = Ahead(self.reader, self._next_tasks, self.sizes.held_bytes)
+                for task in ahead.tasks():
+                    self._fold(task, ahead, workspace)
+                return
             while tasks := self._next_tasks():
-                reader = self._going_on(tasks)
                 for task in tasks:
-                    self._fold(task, reader, workspace)
-
-    def _going_on(self, tasks: Sequence[BlockTask]) -> Reader:
-        """Return what reads these blocks for one thread, which folds them in this order."""
-        if len(tasks) < 2:
-            return self.reader
-        from ema_cli.folding.ahead import Ahead, AheadReader  # which only who reads from a store needs
-
-        return AheadReader(self.reader, Ahead(self.reader.checkpoints, tasks))
+                    self._fold(task, self.reader, workspace)
 
     def _fold(self, task: BlockTask, reader: Reader, workspace: Workspace) -> None:
         if self.check is not None:

@@ -56,20 +56,37 @@ class FoldReader(CheckpointReader):
         Raises:
             Stopped: where the fold has ended.
         """
-        began, pool = time.perf_counter(), self._side_by_side
-        with self._counted():
+        pool = self._side_by_side
+        with self.counted([*map(len, rows)]):
             if pool is None:
                 for number, row in zip(numbers, rows, strict=True):
                     self._read_row(task, ahead, number, row)
             else:
                 list(pool.map(partial(self._read_row, task, ahead), numbers, rows))
-        seconds = time.perf_counter() - began
-        self.pace.note(len(numbers), seconds if pool is not None else seconds / len(numbers))
-        with self._lock:
-            self.bytes_read += sum(map(len, rows))
+
+    @property
+    def sums_up(self) -> bool:
+        """Return whether what is read is summed up."""
+        return self._checksums is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Return whether the fold has ended."""
+        return self._stop[0] == 1
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self, sizes: Sequence[int]) -> Iterator[None]:
+        """Count bytes that are read, and the time; let this thread end if the fold ended meanwhile."""
+        began = time.perf_counter()
+        with self._reads():
+            yield
+        seconds = time.perf_counter() - began
+        self.pace.note(len(sizes), seconds if self._side_by_side is not None else seconds / len(sizes))
+        with self._lock:
+            self.bytes_read += sum(sizes)
+
+    @contextmanager
+    def _reads(self) -> Iterator[None]:
         """Count this thread among those that read, and let it end if the fold ended meanwhile."""
         with self._lock:
             if self._stop[0]:
@@ -96,7 +113,7 @@ class FoldReader(CheckpointReader):
         rows = self._spans(task, numbers, sums)
         if rows is None:
             return False
-        with self._counted(), self.naming(task, numbers):
+        with self._reads(), self.naming(task, numbers):
             end = read_and_add(sums, numbers, rows, self._stop)
         if end is None:
             return False

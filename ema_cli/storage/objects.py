@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ from ema_cli.storage.hub import check_same_on_hub, read_from_hub
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of
 from ema_cli.storage.names import StorePath, remember_query
-from ema_cli.storage.object_stream import HINT_REWRITTEN, ObjectStream, check_same
+from ema_cli.storage.object_pieces import HINT_REWRITTEN, check_same, pieces_of
 from ema_cli.storage.stores import place_of
 
 if TYPE_CHECKING:
     from ema_cli.storage.staging import Staging
 
 _KEPT_BYTES = 32 << 20  # of beginnings and ends of files, in all
+_PIECE_BYTES = 1 << 22  # of what the Hub sends, whole
 _NEAR_BYTES = 1 << 13  # before a small range in the middle of a file, and seven times that behind it
 
 
@@ -159,11 +161,16 @@ class ObjectFile:
         else:
             out[:] = kept
 
-    def stream(self, begin: int, end: int) -> ObjectStream | None:
-        """Return the bytes from `begin` to `end`, to be taken in order; None where they only come at once."""
-        if self._stored.pinned or end > self.size:
-            return None
-        return ObjectStream(self._path, self._stored, begin, end)
+    def pieces(self, begin: int, end: int) -> Iterator[memoryview]:
+        """Yield the bytes from `begin` to `end` in pieces as one request brings them; what is small may be known."""
+        if end - begin > FIRST_BYTES and end <= self.size and not self._stored.pinned:
+            yield from pieces_of(self._path, self._stored, begin, end)
+            return
+        while begin < end:
+            data = memoryview(bytearray(min(_PIECE_BYTES, end - begin)))
+            self.read_into(begin, data)
+            yield data
+            begin += len(data)
 
     def check_unchanged(self) -> None:
         """Check a file of a bucket on the Hub; all else that was read is of the object that was opened."""
@@ -193,7 +200,10 @@ class ObjectFile:
         if self._stored.pinned:
             read_from_hub(path, self._stored.pinned, begin, out)
             return
-        ObjectStream(path, self._stored, begin, end).read_into(out)
+        position = 0
+        for piece in pieces_of(path, self._stored, begin, end):
+            out[position : position + len(piece)] = piece
+            position += len(piece)
 
 
 class ObjectReadByOthers(ObjectFile):

@@ -11,7 +11,10 @@ from ema_cli.storage.source import ByteSource
 # To copy so many bytes takes less time than another read; and the most that are read to be copied: malloc takes more
 # from the system each time.
 _NEAR = 1 << 13, 1 << 16
-_NEAR_IN_STORE = 1 << 19, 1 << 21  # where a request takes as long as many bytes
+NARROW_BYTES = 1 << 19
+"""A gap in an object that is read over: a request takes as long as so many bytes."""
+
+_NEAR_IN_STORE = NARROW_BYTES, 1 << 21
 _AT_ONCE = 16
 
 Owner = TypeVar("Owner")

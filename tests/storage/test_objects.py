@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable, UsageError
-from ema_cli.folding.block_task import CheckpointReader
 from ema_cli.storage import stores
 from ema_cli.storage.info import Kind
 from ema_cli.storage.location import check_exists, location, walk
 from ema_cli.storage.names import StorePath, as_path
+from tests.conftest import Cli
 from tests.storage.stores import obstore, put, put_folder
 
 _numbers = count()
@@ -219,22 +219,21 @@ def test_settings_that_cannot_be_are_named(name: str, value: str, monkeypatch: p
 
 
 def test_blocks_of_several_checkpoints_are_read_at_once(
-    bucket: StorePath, tmp_path: Path, cli, monkeypatch: pytest.MonkeyPatch
+    bucket: StorePath, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ):
     """From the first on: nobody waits to learn that a store makes him wait. Here each of six waits for five others."""
     for step in (100, 200, 300):
-        save_file({"w": torch.full((300, 300), float(step))}, tmp_path / "file")
+        save_file({"w": torch.full((600, 600), float(step))}, tmp_path / "file")
         put(bucket / f"step-{step}.safetensors", (tmp_path / "file").read_bytes())
-    for name in ("_STORED_BYTES", "_REQUEST_BYTES"):
-        monkeypatch.setattr(f"ema_cli.folding.buffers.{name}", 1 << 17)
-    together, calls, read_again = threading.Barrier(6), count(), CheckpointReader.read_again
+    monkeypatch.setattr("ema_cli.folding.buffers._REQUEST_BYTES", 1 << 19)
+    together, calls, real = threading.Barrier(6), count(), obstore.get
 
-    def read(*arguments: Any) -> None:
-        if next(calls) < 6:
+    def get(client: Any, key: str, *, options: Any) -> Any:
+        if options["range"][1] - options["range"][0] > 300_000 and next(calls) < 6:
             together.wait(20)
-        read_again(*arguments)
+        return real(client, key, options=options)
 
-    monkeypatch.setattr(CheckpointReader, "read_again", read)
+    monkeypatch.setattr(obstore, "get", get)
     done = cli("average", bucket, "--profile", "uniform", "-o", tmp_path / "out.safetensors", "--threads", "1")
     assert done.code == 0, done.err
     assert next(calls) > 6
