@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.ranges import join_ranges, read_ranges
 from tests.formats.pickles.pickled import Memory
 
@@ -42,6 +44,22 @@ def test_small_ranges_near_each_other_come_with_one_read():
     read_ranges([(source, *place) for place in ranges], memoryview(out))
     assert out == b"".join(data[offset : offset + size] for offset, size in ranges)
     assert source.reads == [(0, 120), (200, 30_000), (30_300, 108), (60_000, 5), (70, 5)]
+
+
+def test_in_a_store_wider_gaps_cost_less_than_a_request():
+    """Half a MiB is read over, in reads of at most 2 MiB; on a disk a read by itself costs less."""
+    kib = 1 << 10
+    places = [(0, 10), (500 * kib, 10), (900 * kib, 10), (1500 * kib, 10), (1900 * kib, 10), (2300 * kib, 10)]
+    data = random.Random(0).randbytes(2400 * kib)
+    for path, reads in [
+        (StorePath("s3://bucket/x"), [(0, 900 * kib + 10), (1500 * kib, 800 * kib + 10)]),
+        (Path("x"), places),
+    ]:
+        source, out = Counted(data), bytearray(60)
+        source.path = path
+        read_ranges([(source, *place) for place in places], memoryview(out))
+        assert out == b"".join(data[offset : offset + size] for offset, size in places)
+        assert sorted(source.reads) == reads
 
 
 def test_any_ranges_are_read_as_they_are():

@@ -31,6 +31,7 @@ class _Web(ThreadingHTTPServer):
     facts: tuple[str, ...] = ("ETag", "Last-Modified")  # that answers tell
     modified = {"": "Mon, 01 Jan 2024 00:00:00 GMT"}  # by path; of all others
     before: Callable[[str, str], None] = staticmethod(lambda path, wanted: None)  # it answers: path, and range
+    has_ranges = True
     requests: list[str]
 
 
@@ -51,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         modified = self.server.modified
         facts = {"ETag": f'"{hash(data)}"', "Last-Modified": modified.get(url.path, modified[""])}
         facts = {name: value for name, value in facts.items() if name in self.server.facts}
-        if wanted is None:
+        if wanted is None or not self.server.has_ranges:
             self._send(200, data, facts)
             return
         begin, end = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
@@ -156,6 +157,16 @@ def test_one_fact_tells_a_file_from_another(web: _Web, run: Path, cli: Cli, fact
     web.facts = (fact,)
     done = cli("average", *addresses(web), "--profile", "uniform", "-o", run.parent / "a.safetensors")
     assert done.code == 0, done.err
+
+
+def test_a_server_that_sends_no_ranges_is_not_read(web: _Web, run: Path, cli: Cli):
+    """It is said, and nothing is written."""
+    web.has_ranges = False
+    done = cli("average", *addresses(web), "--profile", "uniform", "-o", run.parent / "a.safetensors")
+    assert done.code == 3
+    assert done.err.startswith(f"error: {addresses(web)[0]}: cannot be read: "), done.err
+    assert "Range request not supported" in done.err
+    assert not (run.parent / "a.safetensors").exists()
 
 
 def test_a_server_that_tells_no_version_is_not_read(web: _Web, run: Path, cli: Cli):
