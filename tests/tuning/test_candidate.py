@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -188,3 +189,21 @@ def test_what_was_put_in_the_place_of_the_output_meanwhile_is_not_replaced(tmp_p
     with pytest.raises(OutputError, match=r"thesis\.tex"):
         tune(open_run([tmp_path / "run"]), tmp_path / "best", evaluate=evaluate, half_lives=HALF_LIVES, force=True)
     assert (tmp_path / "best" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"), [(OSError(errno.EIO, "bad disk"), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_where_the_winner_cannot_be_finished_nothing_is_left(
+    reason: BaseException, expected: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The disk may say only at the end that it has not what was written; or somebody ends it just then."""
+    write_torch_run(tmp_path / "run", range(100, 2001, 100))
+
+    def sync(descriptor: int) -> None:
+        raise reason
+
+    monkeypatch.setattr(output_stream.os, "fsync", sync)
+    with pytest.raises(expected):
+        tune(open_run([tmp_path / "run"]), tmp_path / "best.pt", evaluate=metric, half_lives=HALF_LIVES)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
