@@ -1,5 +1,7 @@
-"""Libraries with containers of their own: numpy, stable-baselines3, Paddle, Flax, Orbax. Beside each run lies what
-the library itself loads from it, as safetensors."""
+"""Libraries with containers of their own: numpy, stable-baselines3, Paddle, Flax, Orbax, NeMo.
+
+Beside each run lies what the library itself loads from it, as safetensors.
+"""
 
 from __future__ import annotations
 
@@ -147,10 +149,51 @@ def orbax(folder: Path) -> Path:
     return made
 
 
+def nemo(folder: Path) -> Path:
+    """Pack a model of NeMo's, as `save_to` does; what it held then lies beside the run."""
+    import overrides.signature
+    import torch
+    from safetensors.torch import save_file
+
+    # NeMo asks for a Lightning of its time, and compares each method of it with its own.
+    for check in ("ensure_all_kwargs_defined_in_sub", "ensure_all_positional_args_defined_in_sub"):
+        setattr(overrides.signature, check, lambda *_args, **_kwargs: None)
+    from nemo.core import ModelPT
+    from omegaconf import OmegaConf
+
+    class Small(ModelPT):
+        def __init__(self, cfg: Any) -> None:
+            super().__init__(cfg=cfg)
+            self.encoder = torch.nn.Linear(cfg.inside, cfg.outside)
+            self.norm = torch.nn.BatchNorm1d(cfg.outside)
+
+        def setup_training_data(self, _config: Any) -> None:
+            """Have none."""
+
+        def setup_validation_data(self, _config: Any) -> None:
+            """Have none."""
+
+        @classmethod
+        def list_available_models(cls) -> list[Any]:
+            return []
+
+    made = fresh(folder, "nemo-toolkit", "nemo")
+    (made / "run").mkdir()
+    (made / "expected").mkdir()
+    for step in STEPS:
+        torch.manual_seed(step)
+        model = Small(OmegaConf.create({"inside": 3, "outside": 5}))
+        model.norm(model.encoder(torch.randn(8, 3)))
+        model.save_to(str(made / "run" / f"step-{step}.nemo"))
+        save_file(model.state_dict(), made / "expected" / f"{step}.safetensors")
+    return made
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "numpy": numpy,
     "stable-baselines3": stable_baselines3,
     "paddle": paddle,
     "flax": flax,
     "orbax": orbax,
+    "nemo": nemo,
 }

@@ -155,6 +155,9 @@ LIBRARIES: Mapping[str, list[Written]] = {
             arguments=("--exclude", "checkpoint_final_iteration=15.pt"),
         )
     ],
+    "nemo 3.0.0": [
+        Written("nemo-3.0.0/run", numbered("step-{}.nemo", 10, 20, 30), loading.expected("expected/{}.safetensors"))
+    ],
     "numpy 2.4.6": [
         Written(f"numpy-2.4.6/{kind}", numbered("step-{}.npz", 10, 20, 30), loading.numpy_archive)
         for kind in ("stored", "compressed")
