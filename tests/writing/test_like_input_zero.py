@@ -299,3 +299,16 @@ def test_parameters_that_ceased_to_train_are_replaced_where_a_script_looks(
     if stage < 3:
         assert states[0]["module"]["f"].tolist() == [30.0] * 4
     assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0
+
+
+@pytest.mark.parametrize("form", ["zero", "universal"])
+def test_an_average_without_a_tensor_in_its_model_states_is_known_for_one(cli: Cli, tmp_path: Path, form: str) -> None:
+    """Of ZeRO 3 without buffers only the optimizer's files are written anew, and those have our mark."""
+    for step in (2, 4):
+        saved = Saved(3, 2, [{"w": torch.full((3, 5), float(step))}], step=step)
+        (saved.write if form == "zero" else saved.write_universal)(tmp_path / f"run/global_step{step}")
+    done = cli("average", "run", *LIKE, "-o", "run/global_step6")
+    assert done.code == 0, done
+    assert open_checkpoint(tmp_path / "run/global_step6").mark is not None
+    assert cli("verify", "run/global_step6", "--against", "run", "--like-input").code == 0
+    assert "2 checkpoints averaged" in cli("average", "run", "--half-life", "2ba", "-o", "again.safetensors").err

@@ -61,6 +61,8 @@ class Assembly:
         are_cut: whether each has a part of the model's tensors, and not of rows of them.
         why_not: why what is put together cannot be written over again, in words; empty where it can.
         copies: what is known to hold some of the tensors once more.
+        marks: our marks in files beside the model states, None for each without. Where no tensor of a model lies in its
+            model states, these are not written anew, and have none.
         stored: the tensors that are put together, by the names under which they are stored.
     """
 
@@ -71,6 +73,7 @@ class Assembly:
     are_cut: bool = False
     why_not: str = ""
     copies: list[Tensors | CutTensors] = field(default_factory=list)
+    marks: list[Mapping[str, object] | None] = field(default_factory=list)
     stored: dict[str, _Stored] = field(default_factory=dict)
     _buffers: list[tuple[Path, Tensors]] = field(default_factory=list)  # that the other ranks have
     _specs: SpecTable = field(default_factory=SpecTable)
@@ -141,7 +144,8 @@ class Assembly:
 
     def finish(self, model: RankFile, tables: ModelTables, options: ReadOptions) -> Checkpoint:
         """Return the checkpoint: what the model states say of it, with the tensors that were put together."""
-        whole = from_torch(model.file, model.content, options)
+        marks = (mark for mark in (model.content.mark, *self.marks) if mark is not None)
+        whole = from_torch(model.file, replace(model.content, mark=next(marks, None)), options)
         tensors = self._build(whole.tensors, model, tables)
         narrow = {
             name: spec.dtype

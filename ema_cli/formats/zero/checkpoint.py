@@ -39,6 +39,7 @@ def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Ch
         )
     assembly = Assembly(folder, [*files, *(model.file for model in models)], are_placeholders=True, others=models[1:])
     assembly.add(cut_each(tables.groups, partitions), tables.shapes, dtype_of(partitions))
+    assembly.marks += [partition.mark for partition in partitions]
     add_frozen(assembly, models, len(files), tables)
     return assembly.finish(models[0], tables, options)
 
@@ -57,6 +58,7 @@ def open_masters(folder: Path, names: Collection[str], model: RankFile, options:
     files, partitions = open_optimizer_states(folder, names, options.before)
     assembly = Assembly(folder, [*files, model.file], are_placeholders=False)
     assembly.add(cut_rows(tables.groups, partitions), tables.shapes, dtype_of(partitions))
+    assembly.marks += [partition.mark for partition in partitions]
     return assembly.finish(model, tables, options)
 
 

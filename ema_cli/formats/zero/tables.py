@@ -74,6 +74,7 @@ class Partition:
         between: elements that follow each parameter of each group unused; none where the file has no such table.
         unused: elements at the end of each group that no parameter has, by the file's own word.
         step: the number of the optimizer's steps, None where it is not known.
+        mark: the content of our mark, where the file was written over again with averages.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class Partition:
     between: tuple[Sequence[int], ...]
     unused: tuple[int, ...]
     step: object
+    mark: Mapping[str, object] | None
 
 
 def read_model_tables(file: TorchFile) -> ModelTables:
@@ -135,6 +137,7 @@ def read_partition(file: TorchFile) -> Partition:
         _paddings(states.get("param_alignment_paddings"), path),
         tuple(n if type(n) is int and n > 0 else 0 for n in _list(states.get("group_paddings"))),
         _step(file),
+        file.mark,
     )
 
 

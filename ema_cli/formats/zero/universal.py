@@ -97,6 +97,7 @@ class _File:
         if not isinstance(ref, TensorRef):
             raise CheckpointError("holds no tensor", subject=file.path)
         assembly.files.append(file)
+        assembly.marks.append(content.mark)
         return cls(len(assembly.files) - 1, content, name, ref, record)
 
     def add(self, assembly: Assembly, shape: Shape | None) -> None:
