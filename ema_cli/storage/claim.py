@@ -1,8 +1,8 @@
 """The claim on a place in a store: a small object beside it that keeps a second run out.
 
 It is made only where it is not there, and renewed while its run lives. One that missed three renewals is of a run that
-died, and is taken over; so is that of a process of this machine that is no more. It says what its run puts there: so
-the next one can tell what a run that died has left.
+died, and is taken over; so is that of a process of this machine that is no more, and one that says that its run ended
+before it had replaced what was there. It says what its run puts there: so the next one can tell what is left.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Claim:
         self._lock = threading.Lock()
         self.died: Died | None = None  # the run whose claim was taken over
         self.is_heeded = True  # by the store: else a second run is not kept out
+        self.is_unfinished = False  # what this run began to replace: then the claim stays, and says that its run ended
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="claim", daemon=True)
 
@@ -128,7 +129,13 @@ class Claim:
     ) -> None:
         self._ended.set()
         with suppress(OutputError), output_errors_in_store(self._path):
-            if self.is_ours():
+            if not self.is_ours():
+                return
+            if self.is_unfinished:
+                self._content = json.dumps({**self._said, "ended": True}).encode()
+                with suppress(obstore().exceptions.PreconditionError), self._lock:
+                    self._put(_version(self._held))
+            else:
                 remove(self._path)
                 # Of a run that was killed while it looked how old our claim is.
                 with suppress(FileNotFoundError):

@@ -228,7 +228,9 @@ def _machine() -> str:
 
 
 def is_dead(held: Mapping[str, object]) -> bool:
-    """Return whether the owner of a lease was a process of this machine, and is no more."""
+    """Return whether the owner of a lease was a process of this machine, and is no more; or has said that it ended."""
+    if held.get("ended") is True:
+        return True
     process = held.get("process")
     if not _machine() or held.get("machine") != _machine() or not isinstance(process, int) or process <= 0:
         return False

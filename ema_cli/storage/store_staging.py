@@ -162,6 +162,7 @@ class StoreStaging(Staging):
         last = manifests | vouched
         older = listing_of(self._address).below(self._address)
         self._claim.say({**files, **dict.fromkeys(sent), **older}, manifests or vouched)
+        self._claim.is_unfinished = bool(older)
         self._withdraw(path for path in older if path.name == manifest or (suffix and path.name.endswith(suffix)))
         self._upload({path: file for path, file in files.items() if path not in last})
         self._complete([path for path in sent if path not in vouched])
@@ -264,6 +265,7 @@ class StoreStaging(Staging):
     def _confirm(self) -> None:
         """Note that the output is published: what was put stays."""
         note_publication()
+        self._claim.is_unfinished = False
         self._put.clear()
         forget_listings()
 

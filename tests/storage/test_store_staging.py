@@ -577,7 +577,12 @@ def test_a_fault_of_a_write_is_made_good_or_an_error(
         monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=1))
     fault = fault_of_writes(kind, number)
     assert check_after_fault(fault, proxy, folder / "release", disk, cli, old) == code
-    assert not any("claim" in name for name in present(folder))
+    # Where a part of an older release is left, the claim says whose it is: so the next run needs no --force.
+    left = [name for name in present(folder) if "claim" in name]
+    assert not left if code == 0 else left in ([], [claim.claim_path(folder / "release").name])
+    if left:
+        assert cli("average", disk / "ckpts", *OTHER, "-o", folder / "release").code == 0
+        assert {name.partition("/")[0] for name in present(folder)} == {"release"}
 
 
 @pytest.mark.full
