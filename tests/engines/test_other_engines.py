@@ -133,7 +133,7 @@ def test_mpi_of_which_a_rank_is_killed(run: Path, alone: dict[str, bytes], tmp_p
         ended = subprocess.run(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=120, check=False)
     assert killed
     assert ended.returncode != 0
-    assert ended.stdout == ""
+    assert "out/x.safetensors" not in ended.stdout.splitlines()  # beside the words of MPI itself
     assert not (tmp_path / "out" / "x.safetensors").exists()
     subprocess.run(arguments, cwd=tmp_path, check=True, timeout=120)
     assert files_below(tmp_path / "out") == alone

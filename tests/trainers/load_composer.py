@@ -48,9 +48,9 @@ def main(folder: Path) -> None:
         assert trainer.state.timestamp.batch.value == last + 1
         assert trainer.state.timestamp.sample.value == (last + 1) * BATCH * dist.get_world_size()
         assert not torch.equal(weights(trainer.state.model)["net.0.weight"], watch.begun["net.0.weight"])
-    leave()
 
 
 if __name__ == "__main__":
     let_composer_load()
     main(Path(sys.argv[1]))
+    leave()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
-from tests.trainers.ranks import gather, gloo
+from tests.trainers.ranks import gather, gloo, leave
 from tests.trainers.write_dcp import Net, shard
 
 
@@ -40,3 +40,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.trainers.ranks import gloo
+from tests.trainers.ranks import gloo, leave
 from tests.trainers.write_deepspeed import BATCH, Net
 
 
@@ -62,3 +62,4 @@ def main(folder: Path, stage: int, dtype: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    leave()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -49,18 +50,24 @@ def gloo() -> Iterator[int]:
     """Join the other processes, on the CPU; give this one's rank."""
     torch.distributed.init_process_group("gloo")
     yield torch.distributed.get_rank()
-    leave()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def leave() -> None:
-    """Wait for the other processes, and end this one's part of the training: the last thing that a process does.
+    """Wait for the other processes, and end this one: the last thing that a process of a training does.
 
-    A thread of gloo's that is still at work when the interpreter ends may end the whole process with it.
+    The interpreter does not tear itself down. Caches of torch and of trainers hold groups until then, also those that
+    were destroyed, and each group has threads: one of gloo's that is ended so late may abort a process that is done.
     """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    gc.collect()  # what a trainer leaves behind holds groups, and each group its threads
+    gc.collect()  # what closes its files when it goes
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def gather(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.trainers.ranks import gloo
+from tests.trainers.ranks import gloo, leave
 
 STEPS = (2, 4)
 
@@ -119,3 +119,4 @@ def main(folder: Path, stage: int, dtype: str, what: str) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    leave()

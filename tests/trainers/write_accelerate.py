@@ -50,9 +50,9 @@ def main(folder: Path) -> None:
             save_fsdp_model(plugin, accelerator, model, folder / "ranks" / f"checkpoint_{save}", use_dcp=False)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    leave()
 
 
 if __name__ == "__main__":
     let_torchvision_load()
     main(Path(sys.argv[1]))
+    leave()

@@ -71,8 +71,8 @@ def main(folder: Path, kind: str, part: str) -> None:
         save_file(held, results / f"{rank}-{name}.safetensors")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    leave()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    leave()

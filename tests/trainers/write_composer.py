@@ -95,9 +95,9 @@ def main(folder: Path) -> None:
         # Composer wraps the model of several processes in DDP.
         save_file({name.removeprefix("module."): each for name, each in averages.items()}, folder / "ema.safetensors")
         save_file(last, folder / "last.safetensors")
-    leave()
 
 
 if __name__ == "__main__":
     let_composer_load()
     main(Path(sys.argv[1]))
+    leave()

@@ -71,9 +71,9 @@ def main(folder: Path, strategy: str) -> None:
     train("whole", KeepTruth(), save_folder=str(folder / "run"), save_interval=f"{STOP}ba")
     suffix = "" if strategy == "fsdp2" else "-rank0.pt"
     train("resumed", load_path=str(folder / "run" / f"ep1-ba{STOP}{suffix}"))
-    leave()
 
 
 if __name__ == "__main__":
     let_composer_load()
     main(Path(sys.argv[1]), sys.argv[2])
+    leave()

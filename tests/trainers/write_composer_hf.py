@@ -68,9 +68,9 @@ def main(folder: Path) -> None:
     train(folder / "llama", make_llama().to(torch.bfloat16), save_weights_only=True)
     adapter = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     train(folder / "adapter", make_llama(), make_tokenizer(), adapter=adapter)
-    leave()
 
 
 if __name__ == "__main__":
     let_composer_load()
     main(Path(sys.argv[1]))
+    leave()

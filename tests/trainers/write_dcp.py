@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from tests.trainers.ranks import gather, gloo
+from tests.trainers.ranks import gather, gloo, leave
 
 LAYOUTS = ["torchtitan", "app", "plain"]
 STEPS = [10, 20, 30, 40]
@@ -132,3 +132,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

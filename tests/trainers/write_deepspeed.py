@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.trainers.ranks import gloo
+from tests.trainers.ranks import gloo, leave
 
 STEPS = [4, 8, 12]
 BATCH = 4
@@ -78,3 +78,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

@@ -75,9 +75,9 @@ def main(folder: Path) -> None:
         use_distributed_sampler=False,  # the same batches in both, and so the same buffers
     )
     trainer.fit(make_model(), DataLoader(TensorDataset(torch.randn(EPOCH_LENGTH * 4, 5)), batch_size=4))
-    leave()
 
 
 if __name__ == "__main__":
     let_torchvision_load()
     main(Path(sys.argv[1]))
+    leave()

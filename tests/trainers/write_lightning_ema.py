@@ -84,9 +84,9 @@ def main(folder: Path, strategy: str) -> None:
     alone = {"filename": "{step}", "every_n_train_steps": STOP, "mode": "max", "save_weights_only": True}
     train("stopped", saver, ModelCheckpoint(folder / "alone", **alone), max_steps=STOP, max_epochs=1)
     train("resumed", ckpt=folder / "run" / f"step={STOP}.ckpt", max_epochs=1, enable_checkpointing=False)
-    leave()
 
 
 if __name__ == "__main__":
     let_torchvision_load()
     main(Path(sys.argv[1]), sys.argv[2])
+    leave()

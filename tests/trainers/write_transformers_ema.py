@@ -140,8 +140,8 @@ def main(folder: Path, kind: str, way: str) -> None:
         shutil.copytree(folder / "whole" / f"checkpoint-{EVERY}", folder / "again" / f"checkpoint-{EVERY}")
     torch.distributed.barrier()
     train("again", resume=True)
-    leave()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    leave()

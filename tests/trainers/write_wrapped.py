@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainers.ranks import gloo
+from tests.trainers.ranks import gloo, leave
 
 STEPS = [10, 20, 30]
 
@@ -71,3 +71,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from tests.libraries.resume.shared import assert_held, assert_trained, copied, mean
-from tests.trainers.ranks import gloo, launch
+from tests.trainers.ranks import gloo, launch, leave
 
 STEPS = (2, 4)
 METADATA = {"chained_optim_avoid_prefix": True}
@@ -179,5 +179,6 @@ def rank(what: str, folder: Path, kind: str) -> None:
 if __name__ == "__main__":
     if "RANK" in os.environ:
         rank(sys.argv[2], Path(sys.argv[1]), sys.argv[3])
+        leave()
     else:
         launch("megatron", Path(sys.argv[2]).absolute(), sys.argv[1], sys.argv[3], package="tests.libraries.resume")
