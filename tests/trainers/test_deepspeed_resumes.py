@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import Cli
 from tests.trainers.conftest import require
@@ -27,15 +27,20 @@ torch.save({name: tensor.clone() for name, tensor in whole(sys.argv[1], sys.argv
 LIKE = ("--half-life", "2ba", "--like-input", "-o", "averaged")
 
 
-def whole(out: Path, step: int) -> dict[str, torch.Tensor]:
-    """Return the float32 weights that DeepSpeed's own script puts together."""
-    path = out.parent / f"whole-{step}.pt"
+def put_together(out: Path, step: int, path: Path) -> dict[str, torch.Tensor]:
+    """Return the float32 weights that DeepSpeed's own script puts together, into a file unless that is there."""
     if not path.exists():
         subprocess.run(
             [sys.executable, "-c", CONVERT, str(out), f"global_step{step}", str(path)], check=True, capture_output=True
         )
-    weights = torch.load(path)
-    if "frozen.weight" not in weights:  # which the script leaves out of stage 1
+    weights: dict[str, torch.Tensor] = torch.load(path)
+    return weights
+
+
+def whole(out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return the same with what does not train, which the script leaves out of stage 1."""
+    weights = put_together(out, step, out.parent / f"whole-{step}.pt")
+    if "frozen.weight" not in weights:
         module = torch.load(out / f"global_step{step}" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
         weights |= {name: tensor for name, tensor in module.items() if name.startswith("frozen.")}
     return weights
@@ -72,20 +77,76 @@ def test_deepspeed_goes_on_with_its_optimizer(cli: Cli, trained: tuple[int, str,
     assert verify.code == 0, verify
 
 
+def convert(source: Path, target: Path) -> None:
+    """Have DeepSpeed's own script convert a save to the universal format."""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers", "1",
+         "--num_merge_workers", "1", "--inject_missing_state", "--input_folder", str(source), "--output_folder",
+         str(target)], check=True, capture_output=True, env={**os.environ, "DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+
+
 def test_universal_goes_on(cli: Cli, trained: tuple[int, str, Path], tmp_path: Path):
     """The same of what ds_to_universal makes of a run: a file for each parameter."""
     stage, dtype, folder = trained
     if stage == 2 or dtype == "float32":
         pytest.skip("as the others")
     for step in STEPS:
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers", "1",
-             "--num_merge_workers", "1", "--inject_missing_state", "--input_folder",
-             str(folder / "out" / f"global_step{step}"), "--output_folder", str(tmp_path / f"run/global_step{step}")],
-            check=True, capture_output=True, env={**os.environ, "DS_ACCELERATOR": "cpu"},
-        )  # fmt: skip
+        convert(folder / "out" / f"global_step{step}", tmp_path / f"run/global_step{step}")
     done = cli("average", "run", *LIKE)
     assert done.code == 0, done
     (tmp_path / "exact.safetensors").write_bytes((folder / "exact.safetensors").read_bytes())
     launch("resume_deepspeed", tmp_path, stage, dtype, "universal")
     assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0
+
+
+def whole_of_ranks(run: Path, out: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return the float32 weights that ds_to_universal puts together, and what does not train, put together by hand."""
+    files = sorted((run / f"global_step{step}" / "zero").glob("*/fp32.pt"))
+    weights = {path.parent.name: torch.load(path, weights_only=False)["param"] for path in files}
+    states = sorted((out / f"global_step{step}").glob("mp_rank_*_model_states.pt"))
+    modules = [torch.load(path, weights_only=False)["module"] for path in states]
+    weights["frozen.weight"] = torch.cat([module["frozen.weight"] for module in modules]).float()
+    return weights
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_tensor_parallel_training_goes_on(cli: Cli, tmp_path: Path, stage: int):
+    """Two ranks, each with its part of the average in the model and in the optimizer, whichever way they are cut."""
+    require("deepspeed")
+    folder = launch("resume_tensor_parallel", tmp_path, stage, "train")
+    for step in STEPS:
+        convert(folder / f"out/global_step{step}", folder / f"run/global_step{step}")
+    one, other = (whole_of_ranks(folder / "run", folder / "out", step) for step in STEPS)
+    exact = {name: ((one[name].double() + other[name].double()) / 2).float() for name in one}
+    save_file(exact, folder / "exact.safetensors")
+    plain = cli("average", "run", "--half-life", "2ba", "--masters", "-o", "plain.safetensors")
+    assert plain.code == 0, plain
+    for name, tensor in load_file(folder / "plain.safetensors").items():
+        torch.testing.assert_close(tensor.float(), exact[name], rtol=2**-8, atol=1e-7, msg=name)
+    done = cli("average", "run", *LIKE)
+    assert done.code == 0, done
+    assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0
+    launch("resume_tensor_parallel", folder, stage, "resume")
+
+
+@pytest.mark.parametrize(("stage", "options"), [(2, ("--masters",)), (3, ())])
+def test_the_hugging_face_trainer_resumes_under_deepspeed(
+    cli: Cli, tmp_path: Path, stage: int, options: tuple[str, ...]
+):
+    """Its folder with DeepSpeed's in it: model and optimizer begin with the average, and take one more step."""
+    require("deepspeed")
+    launch("resume_trainer_deepspeed", tmp_path, stage, "train")
+    whole_files = [tmp_path / f"whole-{step}.pt" for step in STEPS]
+    saved = [
+        put_together(tmp_path / f"run/checkpoint-{step}", step, path)
+        for step, path in zip(STEPS, whole_files, strict=True)
+    ]
+    exact = {name: ((saved[0][name].double() + saved[1][name].double()) / 2).float() for name in saved[0]}
+    save_file(exact, tmp_path / "exact.safetensors")
+    done = cli("average", "run", *LIKE, *options)
+    assert done.code == 0, done
+    assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0
+    (tmp_path / "on").mkdir()
+    (tmp_path / "averaged").rename(tmp_path / f"on/checkpoint-{STEPS[-1]}")
+    launch("resume_trainer_deepspeed", tmp_path, stage, "resume")
