@@ -1,4 +1,4 @@
-"""Each sentence on `verify`, `tune`, `watch`, series, laws and buckets, and in SECURITY.md, has tests that prove it."""
+"""Each sentence on verify, tune, watch, series, laws, buckets, forms, adapters, and in SECURITY.md, has its tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.docs.pages import DOCS, ROOT, table
 from tests.docs.promised.buckets import IN_BUCKETS
+from tests.docs.promised.forms import ADAPTERS, CONTAINERS, GOING_ON, LOADERS
 from tests.docs.promised.laws import GIVEN, LAWS, ROWS
 from tests.docs.promised.series import SERIES
 from tests.docs.promised.tune import TUNE
@@ -17,6 +18,7 @@ from tests.docs.promised.verify import PROMISED, VERIFY
 from tests.docs.promised.watching import WATCHING
 
 SAFETY, SECURITY = DOCS / "explanation" / "safety.md", ROOT / "SECURITY.md"
+WRITTEN = DOCS / "reference" / "what-your-trainer-writes.md"
 HOW_TO, LAW = DOCS / "how-to", DOCS / "explanation" / "law.md"
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -83,6 +85,10 @@ CLAIMS = {
     "series": (paragraphs(HOW_TO / "series.md"), SERIES),
     "weights of your own": (paragraphs(HOW_TO / "weights-of-your-own.md"), GIVEN),
     "buckets": (of_buckets(), IN_BUCKETS),
+    "going on": (paragraphs(HOW_TO / "go-on-training.md"), GOING_ON),
+    "containers": ([row[0] for row in table(HOW_TO / "go-on-training.md", "newest checkpoint")], CONTAINERS),
+    "loaders": ([row[0] for row in table(WRITTEN, "loader")], LOADERS),
+    "adapters": (paragraphs(HOW_TO / "adapters.md"), ADAPTERS),
     "laws": ([row[0] for row in table(LAW, "law")], ROWS),
     "law": (paragraphs(LAW, ("From stored averages", "Sources")), LAWS),
 }
