@@ -10,7 +10,7 @@ MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyam
 # Some libraries ask for what they do not use here, or for older versions of what the others need, and are installed
 # without what they ask for.
 ALONE_LIBRARIES := ai2-olmo ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle \
-	torch-checkpointing megatron-core
+	torch-checkpointing megatron-core megatron-fsdp
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
 	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest \

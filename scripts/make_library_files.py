@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from library_files import averages, containers, hugging_face, loops, olmo, plain, programs, ranks, zero
+from library_files import averages, containers, hugging_face, loops, megatron_fsdp, olmo, plain, programs, ranks, zero
 from library_files.comparing import differences
 
 WRITERS = {
@@ -26,6 +26,7 @@ WRITERS = {
     **zero.WRITERS,
     **ranks.WRITERS,
     **olmo.WRITERS,
+    **megatron_fsdp.WRITERS,
     **programs.WRITERS,
     **containers.WRITERS,
 }

@@ -134,6 +134,9 @@ LIBRARIES: Mapping[str, list[Written]] = {
             arguments=("--exclude", "*_swa.pt"),
         )
     ],
+    "megatron-fsdp 0.6.1": [
+        Written("megatron-fsdp-0.6.1/run", numbered("iter_{:07}", 10, 20), loading.expected("expected/{}.safetensors"))
+    ],
     "mlx 0.32.4": [Written("mlx-0.32.4", numbered("{:07}_adapters.safetensors", 100, 200, 300), load_file)],
     "mmengine 0.10.7": [
         Written("mmengine-0.10.7/epochs", numbered("epoch_{}.pth", 1, 2, 3), torch_file("state_dict"), unit="ep"),
