@@ -95,8 +95,8 @@ bench-online: .venv/trainers  ## measure an update of a live model beside other 
 	$(PIP_INSTALL) ema-pytorch
 	$(BIN)/python scripts/bench_online.py
 
-bench-store: .venv/stores  ## measure an average from a store on this machine beside programs that only read it: 8 minutes, 14 GB of disk
-	$(BIN)/python scripts/bench_store.py --full --rounds 5
+bench-store: .venv/stores  ## measure an average from a store on this machine beside programs that only read it: 6 minutes, 14 GB of disk
+	$(BIN)/python scripts/bench_store.py --full
 
 bench-store-pages: .venv/dev  ## put what `make bench-store` has measured last into docs/
 	$(BIN)/python scripts/bench_store.py --from .bench/store.json --pages

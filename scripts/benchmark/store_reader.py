@@ -1,14 +1,12 @@
 """Read all objects below an address with obstore, and keep none: `store_reader.py s3://bucket/run 16 8 pieces`.
 
-The numbers are the connections, and the MiB of a request; 0 for whole objects. What comes is taken in `pieces`, by a
-thread for each connection, or as `bytes`, each answer at once, by one thread for all.
+The numbers are the connections, with a thread for each, and the MiB of a request; 0 for whole objects. What comes is
+taken in `pieces`, or as `bytes`, each answer at once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,23 +26,11 @@ def main() -> None:
             parts.append((each["path"], whole | {"range": (begin, min(begin + step, each["size"]))}))
 
     def read(part: tuple[str, Any]) -> int:
-        return sum(map(len, obstore.get(store, part[0], options=part[1]).stream(min_chunk_size=1 << 18)))
+        answer = obstore.get(store, part[0], options=part[1])
+        return len(answer.bytes()) if way == "bytes" else sum(map(len, answer.stream(min_chunk_size=1 << 18)))
 
-    if way == "bytes":
-        print(asyncio.run(_read_all(store, iter(parts), connections)))
-        return
     with ThreadPoolExecutor(connections) as pool:
         print(sum(pool.map(read, parts)))
-
-
-async def _read_all(store: Any, parts: Iterator[tuple[str, Any]], connections: int) -> int:
-    async def read() -> int:
-        count = 0
-        for path, options in parts:
-            count += len(await (await obstore.get_async(store, path, options=options)).bytes_async())
-        return count
-
-    return sum(await asyncio.gather(*(read() for _ in range(connections))))
 
 
 if __name__ == "__main__":
