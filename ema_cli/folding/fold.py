@@ -31,6 +31,7 @@ from ema_cli.folding.reading import FoldReader, Stopped
 from ema_cli.folding.sample import Selection
 from ema_cli.folding.sink import Sink, write_block
 from ema_cli.storage.checksums import Checksums
+from ema_cli.system.memory import keep_freed
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.system.threads import thread_errors
 
@@ -153,6 +154,8 @@ class _Workers:
     def run(self, tick: Callable[[], None]) -> None:
         """Fold all blocks; call `tick` now and then."""
         pool, workers = ThreadPoolExecutor(self.sizes.most_workers, "fold"), set[Future[None]]()
+        if self.sizes.ahead:
+            keep_freed()
         try:
             number, last, may_grow = self.sizes.threads, 0, True
             if self.sizes.waits:

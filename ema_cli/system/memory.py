@@ -8,6 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES, _LARGE_BYTES = 64 << 20, 32 << 20
 _MANY = 10_000  # tensors, of which texts and tables take megabytes
 
 
@@ -46,3 +48,16 @@ def give_back(tensors: int) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
+
+
+def keep_freed() -> None:
+    """Have malloc keep what is freed, where much of a few hundred kilobytes comes and goes.
+
+    By itself the C library gives it back each time, and the system has to make its pages anew.
+    """
+    import ctypes
+
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if set_option is not None:
+        set_option(_TRIM_THRESHOLD, _KEPT_BYTES)
+        set_option(_MMAP_THRESHOLD, _LARGE_BYTES)

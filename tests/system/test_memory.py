@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,30 @@ def test_max_memory_bounds_the_process(tmp_path: Path, threads: str):
     options = ["--threads", threads, "--dtype", "bfloat16", "--half-life", "200ba", "--half-life", "50ba", "-o", "all"]
     for limit in (100, 180):
         assert peak_mib(tmp_path / "run", *options, "--max-memory", f"{limit}MiB", steady=False) <= limit
+
+
+def test_what_is_freed_is_kept_where_that_is_asked_for():
+    """Memory that comes and goes takes hardly any new pages then."""
+    script = """
+import resource
+from collections import deque
+from ema_cli.system.memory import keep_freed
+def faults():
+    held, begun = deque(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(400):
+        held.append(b"x" * 300_000)
+        if len(held) > 8:
+            held.popleft()
+    held.clear()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
+faults()
+before = faults()
+keep_freed()
+faults()
+print(before, faults())
+"""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc is asked")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < 100 < before
