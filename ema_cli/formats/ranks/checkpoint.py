@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ema_cli.checkpoint import Checkpoint, Progress, Tensors
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError, UsageError, option
 from ema_cli.formats.options import ReadOptions
+from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.ranks.assembly import OTHER_SAVES, Assembly
 from ema_cli.formats.ranks.flat import read_flat
 from ema_cli.formats.ranks.schedules import check_schedules
@@ -34,7 +35,7 @@ def open_ranks(path: Path, files: Mapping[int, Path], options: ReadOptions) -> C
     """
     rank, *others = sorted(files)
     file = location(files[rank]).open()
-    opened = open_torch(file, options.before)
+    opened = _Watched.of(open_torch(file, options.before))
     assembly, progress, warnings = Assembly(), dict[int, Progress](), list[str]()
     reading = _Reading(assembly, options, len(files))
 
@@ -102,8 +103,8 @@ def _read_flat(files: Mapping[int, Path], options: ReadOptions) -> Assembly:
     for rank, path in sorted(files.items()):
         file = location(path).open()
 
-        def read(file: InputFile = file) -> tuple[TorchFile, RankTable]:
-            opened = open_torch(file)
+        def read(file: InputFile = file) -> tuple[_Watched, RankTable]:
+            opened = _Watched.of(open_torch(file))
             return opened, read_flat(file, opened, len(files))
 
         reading.add(rank, file, read)
@@ -120,6 +121,29 @@ def _replicas(files: Mapping[int, Path], options: ReadOptions) -> Iterator[Repli
 
 
 @dataclass(frozen=True, slots=True)
+class _Watched(TorchFile):
+    """A file that notes whether numbers of its tensors were looked at: then its pickle alone does not say what it has.
+
+    A clock that is a tensor is another one in the next checkpoint, whose pickle is the same.
+    """
+
+    looks: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, file: TorchFile) -> _Watched:
+        """Return the same file, with nothing looked at."""
+        return cls(*(getattr(file, each.name) for each in fields(TorchFile)))
+
+    def scalar(self, name: str, ref: TensorRef) -> int | float | None:
+        self.looks.append(name)
+        return TorchFile.scalar(self, name, ref)
+
+    def beginning(self, name: str, ref: TensorRef, size: int) -> bytes:
+        self.looks.append(name)
+        return TorchFile.beginning(self, name, ref, size)
+
+
+@dataclass(frozen=True, slots=True)
 class _Reading:
     """Reads the files of one checkpoint's ranks into an assembly."""
 
@@ -131,8 +155,8 @@ class _Reading:
         """Add the file of a further rank, and return its clocks."""
         file = location(path).open()
 
-        def read() -> tuple[TorchFile, RankTable]:
-            opened = open_torch(file)
+        def read() -> tuple[_Watched, RankTable]:
+            opened = _Watched.of(open_torch(file))
             try:
                 selection = select_tensors(opened.root, self.options, opened)
             except EmaError as error:
@@ -143,7 +167,7 @@ class _Reading:
 
         return self.add(rank, file, read).progress
 
-    def add(self, rank: int, file: InputFile, read: Callable[[], tuple[TorchFile, RankTable]]) -> RankTable:
+    def add(self, rank: int, file: InputFile, read: Callable[[], tuple[_Watched, RankTable]]) -> RankTable:
         """Add a file, and return what it says; `read` reads it where no file before said the same."""
         key = rank, self.count, self.options.key, self.options.weights
         description = Description(file, key, self.options.before)
@@ -151,7 +175,8 @@ class _Reading:
         if known is None:
             opened, table = read()
             spans = opened.locate(dict.fromkeys(part.key for part in table.parts))
-            description.keep(table)
+            if not opened.looks:
+                description.keep(table)
         else:
             table, spans = known
         self.assembly.add(rank, file, table, spans)

@@ -57,6 +57,17 @@ def test_a_run_of_verl_is_averaged(cli: Cli, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["step"] == 30
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_clocks_that_are_tensors_are_read_of_each_checkpoint(cli: Cli, tmp_path: Path, zipped: bool) -> None:
+    """The descriptions of all ranks' files are equal then, but not the clocks."""
+    for step in STEPS:
+        state = {"model": {"w": Cut(weight(step), [Shard(0)])}, "global_step": torch.tensor(step)}
+        save_ranks(tmp_path / "run" / f"at-{step}", state, {"fsdp": 2}, zipped=zipped)
+    done = cli("average", tmp_path / "run", *LAW, "--strict", "-o", tmp_path / "out.safetensors")
+    assert done.code == 0, done
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], expected())
+
+
 def test_of_several_models_one_is_chosen(cli: Cli, tmp_path: Path) -> None:
     """Actor and critic of one step are two models."""
     run = verl_run(tmp_path / "run", ("actor", "critic"))
