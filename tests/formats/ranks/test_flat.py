@@ -110,6 +110,26 @@ def test_ranks_of_two_saves_are_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "a")
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_saved_at_two_moments_are_refused(tmp_path: Path, ranks: int) -> None:
+    """Each has the trainer's state of its own, with the step and the number of ranks."""
+    folder = save_flat(tmp_path / "step7", model(), 2)
+    other = save_flat(tmp_path / "other", model(8), ranks, step=8 if ranks == 2 else 7)
+    for inner in ("model", "train"):
+        (other / inner / "rank1.pt").rename(folder / inner / "rank1.pt")
+    said = "saved at 8ba, and rank0.pt at 7ba" if ranks == 2 else "saved by 3 ranks, and rank0.pt by 2"
+    with pytest.raises(CheckpointError, match=rf"train/rank1\.pt: was {said}"):
+        open_checkpoint(folder)
+
+
+def test_files_of_ranks_beyond_their_number_are_refused(tmp_path: Path) -> None:
+    """As where a training with fewer ranks saved over a folder of one with more."""
+    folder = save_flat(tmp_path / "step7", model(), 3)
+    save_flat(folder, model(), 2)
+    with pytest.raises(CheckpointError, match=r"rank2\.pt: is of rank 2, but train/rank0\.pt says that there are 2"):
+        open_checkpoint(folder)
+
+
 def test_a_row_that_each_rank_has_whole_is_compared(tmp_path: Path) -> None:
     """FSDP that shares nothing saves all of it at each rank."""
     folder = save_flat(tmp_path, {"": {"w": torch.arange(9000.0)}}, 1)
