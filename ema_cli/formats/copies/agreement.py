@@ -19,6 +19,7 @@ from ema_cli.formats.rounding import ROUNDED, round_to, steps_apart
 _WIDE = DTYPES["F32"]
 _MOST_TENSORS = 16
 _MOST_ELEMENTS = 1024  # of each piece
+_REPEATED = 4  # times that each number stands in a sample of weights in 8 bits, or more; of those in 16 hardly twice
 _OTHER_SAVES = "model and optimizer are of different saves, or one is damaged: bring whole copies of both"
 
 
@@ -26,15 +27,19 @@ def check_agreement(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
     """Return the checkpoint, with a warning where the model's weights are not its float32 weights, rounded.
 
     Raises:
-        CheckpointError: where they are more than one step of their type apart, which no way of rounding does.
+        CheckpointError: where they are more than one step of their type apart, which no way of rounding does, but to
+            8 bits: where a training keeps its weights so, as Megatron may, they are saved widened.
     """
     specs = checkpoint.tensors.specs
     names = [name for name, spec in specs.items() if spec.dtype == _WIDE and spec.count]
     apart: list[str] = []
+    coarse: list[str] = []
     for name in names[:: -(-len(names) // _MOST_TENSORS) or 1]:
         for piece in _narrow(checkpoint, name):
-            steps = _steps(checkpoint, name, piece)
-            if max(steps, default=0) > 1:
+            steps, is_coarse = _steps(checkpoint, name, piece)
+            if max(steps, default=0) > 1 and is_coarse:
+                coarse.append(f"'{name}' in {piece.file.path.name}")
+            elif max(steps, default=0) > 1:
                 at = max(range(len(steps)), key=steps.__getitem__)
                 raise CheckpointError(
                     f"'{name}' is not its float32 weight, rounded: number {at} of what {piece.file.path.name} has is "
@@ -42,14 +47,17 @@ def check_agreement(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
                     subject=checkpoint.path,
                     hint=f"{_OTHER_SAVES}{_or_without(options)}",
                 )
-            apart += [f"'{name}' in {piece.file.path.name}"] if any(steps) else []
-    if not apart:
-        return checkpoint
-    warning = (
-        f"{apart[0]} is not its float32 weight rounded to nearest, but the number beside it: the trainer rounds "
-        "otherwise, or model and optimizer are of different saves"
-    )
-    return replace(checkpoint, warnings=(*checkpoint.warnings, warning))
+            elif any(steps):
+                apart.append(f"'{name}' in {piece.file.path.name}")
+    warnings = [
+        f"{place} is not its float32 weight rounded to nearest, but {what}, or model and optimizer are of different "
+        "saves"
+        for place, what in (
+            *((place, "the number beside it: the trainer rounds otherwise") for place in apart[:1]),
+            *((place, "to one of few numbers: the model is trained in 8 bits") for place in coarse[:1]),
+        )
+    ]
+    return replace(checkpoint, warnings=(*checkpoint.warnings, *warnings)) if warnings else checkpoint
 
 
 def _or_without(options: ReadOptions) -> str:
@@ -69,12 +77,13 @@ def _narrow(checkpoint: Checkpoint, name: str) -> Iterator[StoredPiece]:
     )
 
 
-def _steps(checkpoint: Checkpoint, name: str, piece: StoredPiece) -> list[int]:
-    """Return how far some numbers of a piece are from what their float32 ones round to."""
+def _steps(checkpoint: Checkpoint, name: str, piece: StoredPiece) -> tuple[list[int], bool]:
+    """Return how far some numbers of a piece are from what their float32 ones round to, and whether they are few."""
     inner, whole, count = next(piece.parts(0, checkpoint.tensors.specs[name].count), (0, 0, 0))
     count = min(count, _MOST_ELEMENTS)
     wide = bytearray(count * _WIDE.itemsize)
     checkpoint.tensors.read_into(name, whole * _WIDE.itemsize, memoryview(wide))
     dtype = piece.spec.dtype
     stored = array("H", piece.file.read(piece.base + dtype.nbytes(inner), dtype.nbytes(count)))
-    return steps_apart(dtype.name, round_to(dtype.name, bytes(wide)), stored)
+    steps = steps_apart(dtype.name, round_to(dtype.name, bytes(wide)), stored)
+    return steps, len(set(stored)) * _REPEATED <= count

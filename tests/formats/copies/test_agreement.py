@@ -95,6 +95,29 @@ def test_megatron_s_are_compared_too(tmp_path: Path) -> None:
         open_checkpoint(megatron(tmp_path / "other", 2, of=4), MASTERS)
 
 
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_weights_that_are_trained_in_8_bits_are_said(
+    cli: Cli, tmp_path: Path, dtype: torch.dtype, blocks: bool
+) -> None:
+    """Megatron saves them widened, and their float32 weights beside them: a warning, and the average is of these."""
+    for step in (2, 4):
+        pieces, master = Pieces(tmp_path / f"run/iter_{step:07}"), saved(step).masters["a.weight"].reshape(-1, 20)
+        scale = torch.finfo(dtype).max / (master.abs().amax(1, keepdim=True) if blocks else master.abs().max())
+        scale = torch.exp2(scale.log2().floor()) if blocks else scale
+        pieces.add("a.weight", ((master * scale).to(dtype).float() / scale).bfloat16())
+        pieces.add(f"{MEGATRON}a.weight", master)
+        pieces.add_item("common_state/shard_0_1", {"iteration": step})
+        pieces.write()
+    done = cli("average", "run", "--profile", "uniform", "--masters", "-o", "out.pt")
+    told = " ".join(done.err.split())
+    assert (done.code, "to one of few numbers: the model is trained in 8 bits" in told) == (0, True), done
+    expected = sum(saved(step).masters["a.weight"].double() for step in (2, 4)).float() / 2
+    averaged = torch.load(tmp_path / "out.pt")["a.weight"]
+    assert torch.allclose(averaged.flatten(), expected.flatten(), rtol=0, atol=1e-6)
+    assert cli("average", "run", "--profile", "uniform", "--masters", "--force", "-o", "out.pt", "--strict").code == 6
+
+
 @pytest.mark.parametrize("further", ["optimizer.state.fp32_param.", "chained_1.optimizer.state.param."])
 def test_two_float32_weights_of_one_parameter_are_refused(cli: Cli, tmp_path: Path, further: str) -> None:
     """Nothing says which the trainer takes: both are named, and what to do; nor are they offered."""
