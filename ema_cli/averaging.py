@@ -221,7 +221,8 @@ def check_values(job: Job) -> list[str]:
         check_copies(plan)
         check_averages_move(plan)
     check_alphas(job.checkpoints)
-    has_statistics = averages_statistics(name for name in job.tensors if name not in job.copied)
+    averaged = (name for name in job.tensors if name not in job.copied)
+    has_statistics = len(job.checkpoints) > 1 and averages_statistics(averaged)
     return [*([STATISTICS_NOTE] if has_statistics else []), *final_model_notes(job.plans)]
 
 

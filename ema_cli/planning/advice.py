@@ -47,7 +47,7 @@ class Advice:
     def warnings(self) -> list[str]:
         """Return what a user should know before trusting the average: the sparse-checkpoint trap above all."""
         warnings = [] if self._beyond_first is None else [self._beyond_first]
-        if self.heaviest is not None:
+        if self.heaviest is not None and self.recipe.last != 1:  # one is what was asked for
             holds = f"{self.heaviest.checkpoint.name} holds {self.heaviest.weight:.1%} of the average"
             warnings.append(f"{holds}: {self._reason(self.heaviest)}")
         return warnings

@@ -170,6 +170,8 @@ def count_names(run: Run) -> Run:
         with_clock(checkpoint, Unit.BATCH, Fraction(number), "order of names")
         for number, checkpoint in enumerate(run.checkpoints, 1)
     ]
+    if len(counted) == 1:
+        return replace(run, checkpoints=tuple(counted), units=(Unit.BATCH,))
     alike = "the checkpoints have no common clock: all count alike"
     newest = f"{alike}, and {counted[-1].name} is taken for the newest, by its name"
     return replace(run, checkpoints=tuple(counted), units=(Unit.BATCH,), notes=(*run.notes, newest))

@@ -82,7 +82,7 @@ USAGE = [
     (["average", "ckpts", "--half-life", "5ba", "-o", "x-{halflife}"], "--output: 'x-{halflife}': {halflife} is no"),
     (["average", "ckpts", "--half-life", "5ba", "--max-memory", "200"], "--max-memory: '200' is not a size"),
     (["average", "ckpts", "--half-life", "5ba", "--max-memory", "-1GB"], "--max-memory: '-1GB' is not a size"),
-    (["inspect", "ckpts", "--last", "3"], "which law?"),
+    (["inspect", "ckpts", "--last", "3"], "which law? --last needs one\nhint:  add --half-life 50ba"),
     (["average", "ckpts", "--no-such-option"], "No such option: --no-such-option"),
     (["average", "ckpts", "--device", "cuda"], "No such option: --device\nhint:  nothing runs on a device"),
     (["average", "hdfs://host/run", "--half-life", "5ba"], "hdfs://host/run: is the address of a store or server"),

@@ -75,6 +75,12 @@ def test_few_checkpoints_are_no_matter_of_the_half_life(clocks: list[int], half_
     assert plan_of(batches(*clocks), half_life).advice.warnings == warning
 
 
+def test_one_checkpoint_that_was_asked_for_is_no_reason_to_warn():
+    """`--last 1` writes one checkpoint, whole: that it holds all of the average is what was wanted."""
+    assert plan_of(batches(10, 20), profile="uniform", last=1).advice.warnings == []
+    assert plan_of(batches(10), profile="uniform").advice.warnings != []
+
+
 def test_there_may_be_no_half_life_to_recommend():
     """Three checkpoints never weigh the same, and a smoothing has no half-life: no advice, and no crash."""
     run = batches(10, 20, 30)

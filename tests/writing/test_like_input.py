@@ -433,6 +433,18 @@ def test_one_checkpoint_is_converted_without_a_clock(run: InProcess, kind: str):
     assert run("average", "in.pt", "other.pt", "--last", "1", "-o", "x.safetensors")[0] == 4
 
 
+def test_of_one_checkpoint_nothing_is_said_that_holds_for_averages(run: InProcess):
+    """Neither that it holds all of the average, nor who is the newest, nor what became of statistics."""
+    torch.save(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict(), "in.pt")
+    assert run("average", "in.pt", "--last", "1", "--strict", "-o", "out.safetensors")[0] == 0, run.err
+    assert run.err.startswith("1 checkpoint averaged")
+    assert run("inspect", "in.pt", "--last", "1")[0] == 0, run.err  # as average, it needs no law
+    torch.save(torch.nn.BatchNorm1d(2).state_dict(), "step-1.pt")
+    torch.save(torch.nn.BatchNorm1d(2).state_dict(), "step-2.pt")
+    assert run("average", "step-1.pt", "step-2.pt", "--half-life", "1ba", "-o", "two.safetensors")[0] == 0, run.err
+    assert "note: the running statistics of BatchNorm" in run.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("run_of", "output"),

@@ -47,12 +47,11 @@ class InspectRequest:
         """
         law = options.run.law
         recipes: tuple[Recipe, ...] = ()
-        if not set(LAW_KEYS).isdisjoint(requests.given(law)):
+        given = [name for name in requests.given(law) if name != "from"]
+        if not set(LAW_KEYS).isdisjoint(given) or law.last == 1:  # a single one needs no law
             recipes = requests.recipes(law)
-        elif set(requests.given(law)) - {"from"}:
-            raise UsageError(
-                f"which law? {option('start')} and the like need one", hint=f"add {option('half_life', '50ba')}"
-            )
+        elif given:
+            raise UsageError(f"which law? {option(given[0])} needs one", hint=f"add {option('half_life', '50ba')}")
         gates = requests.gates(options.gates)
         if (gates.min_count, gates.max_share) != (None, None) and not recipes:
             raise UsageError(
