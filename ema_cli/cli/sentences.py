@@ -47,7 +47,8 @@ def tensors_line(totals: TensorTotals) -> str:
     counts = {"floating": totals.averaged, "integer": integers, "of few bits": totals.packed}
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count or kind == "floating")
     kinds = "all floating" if totals.averaged == totals.count else kinds
-    return f"{plural(totals.count, 'tensor')} ({kinds}), {totals.parameters:,} parameters, {size(totals.nbytes)}"
+    parameters = plural(totals.parameters, "parameter")
+    return f"{plural(totals.count, 'tensor')} ({kinds}), {parameters}, {size(totals.nbytes)}"
 
 
 def law(plan: Plan) -> str:

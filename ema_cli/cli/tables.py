@@ -230,7 +230,12 @@ def print_table(out: Console, table: Table) -> None:
     ends = [max((cell_len(str(cell)) for cell in column.cells), default=0) for column in _ends(table)]
     width = out.width
     out.width = max(width, natural - sum(max(end - _NARROWEST, 0) for end in ends))
-    out.print(table)
+    if out.is_terminal:
+        out.print(table)
+    else:  # without the blanks after the last column, for who compares or pastes lines
+        with out.capture() as printed:
+            out.print(table)
+        out.out(*(line.rstrip() for line in printed.get().splitlines()), sep="\n", highlight=False)
     out.width = width
 
 

@@ -36,6 +36,7 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 _CUT = "list response body"
+_NOT_REACHED = "error sending request"
 _Listed = TypeVar("_Listed")
 _lock = threading.Lock()
 _clients: dict[tuple[str, bool], Any] = {}  # by address, and whether they leave requests unsigned
@@ -188,6 +189,9 @@ def without_queries(text: str) -> str:
 
 
 def _advice(path: StorePath, reason: str) -> str | None:
+    if _NOT_REACHED in reason:
+        where = f", and at {_ENDPOINTS[1]}, which names the server" if path.scheme == "s3" else ""
+        return f"nobody answered: look at the network{where}"
     known = _CREDENTIALS.get(path.scheme)
     if known is None or not reason.startswith(_ANSWERED_NO):
         return None

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from ema_cli.checkpoint import TensorSpec
 from ema_cli.cli import sentences
 from ema_cli.cli.views import TensorTotals
+from ema_cli.dtypes import DTYPES
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Approximation, Plan, make_plan
@@ -55,6 +57,12 @@ def time(text: str) -> Time:
 def test_a_run_without_a_common_tensor_is_not_said_to_be_empty():
     """Of two models that lie together, no tensor is in all checkpoints; none of them is floating, or of any kind."""
     assert sentences.tensors_line(TensorTotals.of({})) == "no tensor that all checkpoints have"
+
+
+def test_one_parameter_is_no_parameters():
+    """A count has its noun, whatever it counts."""
+    told = sentences.tensors_line(TensorTotals.of({"w": TensorSpec(DTYPES["F32"], (1,))}))
+    assert told == "1 tensor (all floating), 1 parameter, 4 B"
 
 
 def test_a_plan_in_one_sentence():

@@ -37,3 +37,14 @@ def test_long_names_leave_room_for_bars_at_80_columns(averages: int, monkeypatch
     assert [line.count("\u2588" * 4) > 0 for line in lines].count(True) == 4
     assert all("25.0" in line and line.count("%") == averages for line in lines if "\u2588" in line)
     assert "".join(line[:24].strip() for line in lines[1:] if line.strip()).startswith(names[0][:24])
+
+
+def test_lines_in_a_pipe_end_with_what_they_show():
+    """The last column is not filled with blanks where a program or a page takes the lines."""
+    printed = io.StringIO()
+    weights = tables.Weights("10ba", {"a": 0.75, "b": 0.25}, {})
+    tables.print_weights(Console(file=printed, width=240), ["a", "b"], {"batch": ["1", "2"]}, [weights])
+    heading, *rows = printed.getvalue().splitlines()
+    assert heading == "checkpoint  batch  weight"
+    assert len(rows) == 2
+    assert all(row == row.rstrip() for row in rows)

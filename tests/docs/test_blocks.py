@@ -192,8 +192,7 @@ def test_a_page_s_commands_print_what_it_shows(
             for step in filter(None, re.split(r"^\$ ", block.text, flags=re.MULTILINE)):
                 command, _, expected = step.partition("\n")
                 code, out = terminal.run(command)
-                printed = "\n".join(line.rstrip() for line in out.strip().splitlines())
-                assert printed == expected.strip(), command
+                assert out.strip() == expected.strip(), command
                 failed = expected.startswith("error: ") or '"error": {' in expected
                 assert (code != 0) == failed, (command, code, terminal.program.err)
 

@@ -250,6 +250,17 @@ def test_a_wrong_secret_is_an_error_with_a_way_on(
     assert "wrong-secret" not in done.err
 
 
+def test_a_store_that_cannot_be_reached_is_an_error_with_a_way_on(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    """Where nobody listens, the setting that names the server may be wrong."""
+    settings = {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(stores, "_clients", {})
+    done = cli("inspect", "s3://ckpts/run", "--no-cache")
+    assert done.code == 3
+    assert "\nhint:  nobody answered: look at the network, and at AWS_ENDPOINT_URL" in done.err
+
+
 def test_what_a_server_says_is_told_without_what_signs():
     """It may name the address that was asked for."""
     said = "status code: 403 Forbidden: <Message>http://host/x?X-Amz-Signature=abc has expired</Message>"

@@ -241,7 +241,11 @@ def _by(options: AverageOptions) -> AbstractContextManager[Engine | Part | None]
     """
     if options.part is not None:
         if options.on is not None:
-            raise UsageError(f"is for those who have no engine, and {option('on')} names one", option="part")
+            raise UsageError(
+                f"is for those who have no engine, and {option('on')} names one",
+                option="part",
+                hint=f"leave out {option('part')}, or {option('on')}",
+            )
         from ema_cli.engines.parts import Part
 
         return nullcontext(Part.parse(options.part))
