@@ -49,7 +49,11 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json(
-    text: bytes, *, constants: bool = False, objects: Callable[[list[tuple[str, Any]]], Any] = unique
+    text: bytes,
+    *,
+    constants: bool = False,
+    objects: Callable[[list[tuple[str, Any]]], Any] = unique,
+    integers: Callable[[str], int] | None = None,
 ) -> Any:
     """Return the value of UTF-8 JSON `text`; decimals come as exact `Fraction`s.
 
@@ -57,6 +61,7 @@ def parse_json(
         text: the JSON.
         constants: whether NaN and infinities, which JSON does not have, are read, as None.
         objects: makes the value of a JSON object from its pairs.
+        integers: makes the value of a whole number from its text.
 
     Raises:
         ValueError: for what is not strict JSON, and for duplicate keys (parsers differ on which one wins).
@@ -68,6 +73,7 @@ def parse_json(
             text.decode("utf-8"),
             object_pairs_hook=objects,
             parse_float=_exact,
+            parse_int=integers,
             parse_constant=_no_value if constants else _refuse_constant,
         )
     except RecursionError:

@@ -44,6 +44,8 @@ _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _METADATA = b'{"__metadata__":'  # with which a header begins that has any
 _METADATA_FIRST = re.compile(rb'\{"__metadata__":(\{(?:%b:%b(?:,(?!\})|(?=\})))*+\}),' % (_TEXT, _TEXT), re.DOTALL)
 
+_MINUS_ZERO = re.compile(rb"[\[,\s]-0")  # maybe: JSON has it, and the official reader takes it for no count
+
 
 @dataclass(slots=True, weakref_slot=True)
 class SafetensorsTensors:
@@ -192,7 +194,7 @@ def _parse_header(file: InputFile, text: bytes) -> SafetensorsTensors:
             return entry  # the metadata or the header itself; anything else is refused below, by its name
 
     try:
-        header = parse_json(text, objects=compact)
+        header = parse_json(text, objects=compact, integers=_integer if _MINUS_ZERO.search(text) else None)
     except ValueError as error:
         raise CheckpointError(f"the header is not valid: {error}", subject=path) from error
     if not isinstance(header, dict):
@@ -291,6 +293,12 @@ def _read_entry(entry: Any, table: SpecTable) -> tuple[TensorSpec, int, int]:
     if spec.count > MAX_ELEMENTS or end - begin != spec.nbytes:
         raise _WrongEntry(f"is {spec}, {spec.nbytes} bytes, but has {end - begin}")
     return spec, begin, end
+
+
+def _integer(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is no count")
+    return int(text)
 
 
 def _counts(values: Any) -> bool:

@@ -80,6 +80,7 @@ BAD_HEADERS: dict[str, tuple[bytes, str]] = {
     "an entry that is null": (b'{"w":null}', "'w' needs exactly"),
     "negative size": (entry(shape=[-2]), "'w' has a shape or offsets that are not counts"),
     "negative offset": (entry(data_offsets=[-8, 0]), "not counts"),
+    "minus zero": (entry(data_offsets=[0, 8]).replace(b"[0,", b"[-0,"), "-0 is no count"),
     "a boolean for a number": (entry(shape=[True, 2]), "not counts"),
     "a boolean for an offset": (entry(data_offsets=[False, 8]), "not counts"),
     "a float for a number": (entry(shape=[2.0]), "not counts"),
