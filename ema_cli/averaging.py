@@ -25,6 +25,7 @@ from ema_cli.planning.advice import factored_note
 from ema_cli.planning.plan import Plan
 from ema_cli.preparing import prepare
 from ema_cli.result import PartDone, Result
+from ema_cli.runs.base import blamed
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
 from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
@@ -137,7 +138,7 @@ def perform(
     notes += jumps(job, samples)
     made = Made()
     sharing, parts = _sharing(job, by, record, threads)
-    with sharing or location(job.target.path).staging() as staging:
+    with blamed(job.plans[0].run.base), sharing or location(job.target.path).staging() as staging:
         notes += staging.notes
         total = sum(each.job.bytes_to_read for each in passes)
         publishes = parts is None or parts.make(passes, job, record, progress)

@@ -83,8 +83,7 @@ def best_line(tuned: Tuned) -> str:
     assert best is not None  # else there is a problem
     last = next((result for result in tuned.results if result.name == LAST and result.values), None)
     beaten = f"; {LAST_WORDS} has {last.mean:.6g}" if last is not None and not best.is_last else ""
-    alike = {result.mean for result in tuned.results if result.values}
-    doubt = (
-        "; every metric is the same: does the command look at {path}?" if len(alike) == 1 < len(tuned.results) else ""
-    )
+    means = [result.mean for result in tuned.results if result.values and result.same_as is None]
+    alike = len(means) > 1 == len(set(means))
+    doubt = "; every metric is the same: does the command look at {path}?" if alike else ""
     return f"best: {best.name} with {best.mean:.6g}{beaten}{doubt}"

@@ -26,6 +26,7 @@ from ema_cli.runs.spacing import measure_spacing
 from ema_cli.text import natural_key, plural
 
 _MOST_PARTS = 4  # of a run, in one message
+_HALF_LIFE, _INTERVAL = "the half-life", "the update interval"
 _PROFILE = "the profile"  # whose unit is its own, and no option says it
 _FEW = 3  # checkpoints that a hint names one by one
 
@@ -36,7 +37,7 @@ def unit_needed_by(recipe: Recipe) -> str:
         return option("window")
     if isinstance(recipe.law, Bema):
         return _PROFILE
-    return "the half-life" if recipe.law.unit else "the update interval" if recipe.interval else _PROFILE
+    return _HALF_LIFE if recipe.law.unit else _INTERVAL if recipe.interval else _PROFILE
 
 
 def check_units(run: Run, recipe: Recipe) -> None:
@@ -157,9 +158,9 @@ def _count_in(checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> str |
     if what == _PROFILE:
         return None
     spacing = measure_spacing([_clock(checkpoint, unit) for checkpoint in checkpoints])
-    if what in map(option, ("start", "stop", "window", "series_every")) or spacing is None:
+    if what not in (_HALF_LIFE, _INTERVAL) or spacing is None:
         return f"give {what} in {unit.plural}"
-    name = "half_life" if what == "the half-life" else "update_interval"
+    name = "half_life" if what == _HALF_LIFE else "update_interval"
     twice = option(name, str(Time(2 * spacing.usual, unit)))
     return f"count in {unit.plural}: {twice} is twice the usual distance of checkpoints"
 

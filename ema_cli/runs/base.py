@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Clock, Progress
-from ema_cli.errors import RunError, option
+from ema_cli.errors import NonFiniteError, RunError, option
 from ema_cli.law.time import Unit
 from ema_cli.runs.entering import files_of
 from ema_cli.runs.opening import open_named, open_searched, search_folder
@@ -46,6 +47,20 @@ def place_base(base: Checkpoint, checkpoints: Sequence[Checkpoint], units: Seque
         return same
     path = base.path.absolute()
     return replace(at_beginning(base, units), name=_free_name(path, {each.name for each in checkpoints}))
+
+
+@contextmanager
+def blamed(base: Checkpoint | None) -> Iterator[None]:
+    """Say what helps where a NaN or infinity is one of the base, which no option leaves out."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if base is None or error.subject != base.path:
+            raise
+        hint = f"begin with another model, {option('base', 'MODEL')}, or let it pass with "
+        raise NonFiniteError(
+            error.fact, subject=error.subject, hint=f"{hint}{option('allow_non_finite', True)}"
+        ) from error
 
 
 def at_beginning(base: Checkpoint, units: Sequence[Unit]) -> Checkpoint:

@@ -149,6 +149,8 @@ def _check_named(named: Sequence[Setting], profile: str | None) -> None:
     """
     if not named:
         own = "half_life" if profile is None else "window"
+        if profile is not None:
+            Recipe(profile=profile, window="100ba")  # which refuses a profile that has none
         raise UsageError(
             f"which {'half-lives' if profile is None else 'windows'}?",
             hint=f"name some, {option(own, '100ba')} {option(own, '1000ba')}, or a range: "

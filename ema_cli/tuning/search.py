@@ -44,7 +44,11 @@ class Range:
     def __post_init__(self) -> None:
         option = "between" if self.low.unit else "extrapolate"
         if self.low.unit != self.high.unit:
-            raise UsageError(f"{self.low.text} and {self.high.text} have different units", option=option)
+            raise UsageError(
+                f"{self.low.text} and {self.high.text} have different units",
+                option=option,
+                hint="give both in the same unit",
+            )
         low, high = self.low.number, self.high.number
         if not (0 < low < high < math.inf if self.low.unit else -1 <= low < high <= 100):
             above = f"100{self.low.unit} 10000{self.low.unit}"

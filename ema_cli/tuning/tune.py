@@ -214,7 +214,9 @@ def _problem(tuned: Tuned, *, allow_last: bool) -> EmaError | None:
     if tuned.best.is_last and not allow_last:
         averages = [result for result in tuned.results if not result.is_last]
         best = choose(averages, maximize=tuned.maximize)
-        what = f"the best average, {best.name}, has {best.mean:.6g}" if best else "no average has a metric"
+        same = any(result.same_as for result in tuned.results if not result.failed)
+        none = "all averages are the same weights" if same else "no average has a metric"
+        what = f"the best average, {best.name}, has {best.mean:.6g}" if best else none
         return GateError(
             f"the last checkpoint is the best: its metric is {tuned.best.mean:.6g}, {what}; nothing was written",
             hint=f"try other half-lives, or write it all the same: {option('allow_last', True)}",

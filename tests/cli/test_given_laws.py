@@ -95,6 +95,20 @@ def test_an_average_is_what_inspect_says_and_is_verified_and_repeated(run: Path,
     assert all(each in (run / "page.html").read_text() for each in weights)
 
 
+@pytest.mark.parametrize("base", ["models/pretrained.safetensors", "ckpts/step-200.safetensors"])
+def test_a_base_that_is_not_finite_cannot_be_left_out(run: Path, cli: Cli, base: str):
+    """The hint names the options that help: another base, or leave to pass, which works."""
+    tensors = load_file(run / base)
+    tensors["w"][3, 4] = float("nan")
+    save_file(tensors, run / base)
+    arguments = ("average", "ckpts", "--profile", "bema", "--base", base, "-o", "out.safetensors")
+    done = cli(*arguments)
+    assert done.code == 6
+    assert f"error: {base}: 'w' is not finite at element 25" in done.err
+    assert "hint:  begin with another model, --base MODEL, or let it pass with --allow-non-finite" in done.err
+    assert cli(*arguments, "--allow-non-finite").code == 0
+
+
 def test_a_checkpoint_is_the_base_at_its_own_clock_by_whatever_path_it_is_named(run: Path, cli: Cli):
     """Through a link, by the folder's other name, or with dots in it: it does not enter twice, nor count from 0."""
     (run / "link").symlink_to("ckpts")

@@ -196,6 +196,19 @@ def test_a_candidate_that_fails_does_not_stop_the_others(cli: Cli, run_folder: P
     assert "failed: it ended with exit code 1: odd" in done.err
 
 
+def test_averages_that_are_the_last_checkpoint_are_told_as_that(cli: Cli, run_folder: Path):
+    """Nothing is wrong with an evaluation that ran once; where two differ in their weights alone, it is asked."""
+    code = python("print(3)")
+    arguments = ["tune", "ckpts", "--half-life", "1ba", "--half-life", "2ba", "--eval", code, "-o", "best"]
+    done = cli(*arguments)
+    assert done.code == 6
+    assert "its metric is 3, all averages are the same weights; nothing was written" in done.err
+    allowed = cli(*arguments, "--allow-last")
+    assert (allowed.code, "does the command look at {path}?" in allowed.err) == (0, False), allowed
+    doubted = cli("tune", "ckpts", "--half-life", "200ba", "--eval", code, "-o", "other")
+    assert (doubted.code, "does the command look at {path}?" in doubted.err) == (0, True), doubted
+
+
 def test_the_last_checkpoint_is_written_only_where_it_is_allowed(cli: Cli, run_folder: Path):
     """Else it is exit 6, and the hint works."""
     code = "import os; print(0 if os.environ['EMA_HALF_LIFE'] == 'last' else 1)"

@@ -49,6 +49,8 @@ def test_candidates_differ_in_one_option(options: dict[str, Any], laws: list[str
         ({"profile": "power", "windows": ["5ba"]}, "goes with one of uniform, linear"),
         ({"profile": "bema", "between": ("5ba", "6ba")}, "goes with one of uniform, linear"),
         ({"profile": "nonsense", "windows": ["5ba"]}, "goes with one of uniform, linear"),
+        ({"profile": "bema"}, "goes with one of uniform, linear"),
+        ({"profile": "nonsense"}, "goes with one of uniform, linear"),
         ({"profile": "linear", "between": ("5%ba", "6%ba")}, "is a share of the training"),
         ({"between": ("5ba",)}, "between=: takes two ends"),
         ({"between": 7}, "between=: takes several, not 7"),

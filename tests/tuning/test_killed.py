@@ -111,13 +111,16 @@ def test_killed_at_any_change_of_a_file_it_ends_as_if_it_had_not_been(tmp_path: 
 
 @pytest.mark.parametrize("number", [0, 3, 5])
 def test_killed_while_it_evaluates_only_that_evaluation_is_repeated(number: int, tmp_path: Path):
-    """The first one, one of the grid, and one of the search."""
+    """The first one, one of the grid, one of the search; and the one before it, where that was not written down."""
     whole = start(tmp_path / "whole")
     assert tune(whole)[0] == 0
     every = calls(whole)
     folder = start(tmp_path / "killed")
     assert tune(folder, KILL_AT=str(number))[0] == -signal.SIGKILL
     assert calls(folder) == []  # which are removed by who kills
+    known = (folder / "best.tune" / "tune.jsonl").read_bytes().count(b"values")
+    # One result may be on its way into the journal, while the next evaluation runs.
+    assert number - 1 <= known <= number
     assert tune(folder)[0] == 0
-    assert calls(folder) == every[number:]
+    assert calls(folder) == every[known:]
     assert kept(folder) == kept(whole)

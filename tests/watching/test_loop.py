@@ -360,8 +360,9 @@ def test_a_clock_that_no_checkpoint_has_is_an_error_at_the_first(name: str, tmp_
     """An end that never comes is not waited for, and nothing is kept."""
     write_torch_run(tmp_path / "run", [100, 200])
     words: dict[str, object] = {"waiting": {**QUICK, "until": "5tok"}} if name == "until" else {name: "5tok"}
-    with pytest.raises(RunError, match=r"records no clock in tokens, which .* needs; known: batches"):
+    with pytest.raises(RunError, match=r"records no clock in tokens, which .* needs; known: batches") as raised:
         watch(tmp_path / "run", tmp_path / "out", RECIPE, **{"waiting": {**QUICK, "once": True}, **words})  # type: ignore[arg-type]
+    assert raised.value.hint == f"give {name}= in batches"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
