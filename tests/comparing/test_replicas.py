@@ -65,12 +65,23 @@ def in_each_file(folder: Path) -> Path:
     return folder / "rank1.safetensors"
 
 
+def in_each_tensor_rank(folder: Path) -> Path:
+    """Write a parameter that does not train, which two ranks of DeepSpeed's tensor parallel training have whole."""
+    saved = small(stage=1, ranks=2, frozen={"a": matrix()}, dtype=torch.float32)
+    path = saved.write_universal(folder, 2) / "mp_rank_01_model_states.pt"
+    states = torch.load(path)
+    del states["frozen_param_fragments"]  # which have it once more
+    torch.save(states, path)
+    return path
+
+
 WRITERS: dict[str, tuple[Callable[[Path], Path], torch.Tensor, bool]] = {
     "FSDP": (in_each_fsdp, matrix(), True),
     "FSDP, of torch's old format": (lambda folder: in_each_fsdp(folder, zipped=False), matrix(), False),
     "Accelerate": (lambda folder: in_each_fsdp(folder, "pytorch_model_fsdp_rank{rank}.bin"), matrix(), True),
     "numbered files": (lambda folder: in_each_fsdp(folder, "model_{rank}.pt"), matrix(), True),
     "HSDP": (in_each_hsdp, matrix(2 * ROWS)[ROWS:], False),
+    "DeepSpeed's tensor parallel training": (in_each_tensor_rank, matrix(), True),
     "a model in each file": (in_each_file, matrix(), False),
 }
 

@@ -21,6 +21,7 @@ from ema_cli.formats.torch_save.file import from_torch
 from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.trainers.prefixes import Renamed
+from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape
 from ema_cli.storage.replicas import Replica, Replicas
@@ -64,6 +65,8 @@ class Assembly:
         marks: our marks in files beside the model states, None for each without. Where no tensor of a model lies in its
             model states, these are not written anew, and have none.
         stored: the tensors that are put together, by the names under which they are stored.
+        repeated: what several ranks have of tensors that do not train: the name of each, its bytes, and where they lie,
+            each time with the number of the file.
     """
 
     folder: Path
@@ -75,6 +78,7 @@ class Assembly:
     copies: list[Tensors | CutTensors] = field(default_factory=list)
     marks: list[Mapping[str, object] | None] = field(default_factory=list)
     stored: dict[str, _Stored] = field(default_factory=dict)
+    repeated: list[tuple[str, int, list[tuple[int, int]]]] = field(default_factory=list)
     _buffers: list[tuple[Path, Tensors]] = field(default_factory=list)  # that the other ranks have
     _specs: SpecTable = field(default_factory=SpecTable)
 
@@ -164,11 +168,26 @@ class Assembly:
             files=tuple(self.files),
             notes=tuple(notes),
             output_dtypes=dtypes,
-            replicas=partial(_replicas, ((model.file.path, whole.tensors), *self._buffers), options),
+            replicas=partial(self._replicas, ((model.file.path, whole.tensors), *self._buffers), options),
         )
 
+    def _replicas(self, states: Sequence[tuple[Path, Tensors]], options: ReadOptions) -> Iterator[Replicas]:
+        """Yield what several ranks have of frozen parameters, and their buffers."""
+        for name, nbytes, places in self.repeated:
+            each = [
+                Replica(self.files[number].path, partial(_read_from, self.files[number], start))
+                for number, start in places
+            ]
+            yield Replicas(name, nbytes, each, OTHER_SAVES)
+        yield from _buffers(states, options)
 
-def _replicas(states: Sequence[tuple[Path, Tensors]], options: ReadOptions) -> Iterator[Replicas]:
+
+def _read_from(file: InputFile, first: int, start: int, out: memoryview) -> None:
+    """Fill `out` from byte `start` of what begins at byte `first` of a file."""
+    file.read_into(first + start, out)
+
+
+def _buffers(states: Sequence[tuple[Path, Tensors]], options: ReadOptions) -> Iterator[Replicas]:
     """Yield the buffers that the model states of all ranks have, each with its file."""
     (_, first), *others = states
     for name in dict.fromkeys(name for _, tensors in others for name in tensors.specs if not options.copies(name)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from math import prod
 from typing import Any
 
 from ema_cli.checkpoint import TensorSpec
@@ -106,10 +107,11 @@ class CutModel:
             parts = whole_parts(shape, slices) if found is None else parts_in_map(found, shape, slices)
             if found is None and not self._are_alike(name):
                 raise Unknown("each has other values of it")
-            first: dict[tuple[Shape, Shape], Part] = {}
+            placed: dict[tuple[Shape, Shape], list[Part]] = {}
             for part in parts:
-                first.setdefault((part.box.offsets, part.box.shape), part)
-            self._cover.check(shape, [part.box for part in first.values()])
+                placed.setdefault((part.box.offsets, part.box.shape), []).append(part)
+            first = [alike[0] for alike in placed.values()]
+            self._cover.check(shape, [part.box for part in first])
         except (Unknown, Damaged) as error:
             raise CheckpointError(
                 f"'{name}' does not train, and how the ranks cut it is not known: {error}", subject=self.assembly.folder
@@ -118,13 +120,14 @@ class CutModel:
         if len({vector.dtype for vector in vectors}) > 1:
             raise CheckpointError(f"'{name}' is of several types", subject=self.assembly.folder, hint=OTHER_SAVES)
         dtype = vectors[0].dtype
-        self.assembly.add_boxes(
-            name,
-            shape,
-            dtype,
-            [(part.rank, vectors[part.rank].start + dtype.nbytes(part.start), part.box) for part in first.values()],
-        )
-        held = {id(part) for part in first.values()}
+        start = {id(part): vectors[part.rank].start + dtype.nbytes(part.start) for part in parts}
+        self.assembly.add_boxes(name, shape, dtype, [(part.rank, start[id(part)], part.box) for part in first])
+        self.assembly.repeated += [
+            (name, dtype.nbytes(prod(box)), [(part.rank, start[id(part)]) for part in alike])
+            for (_, box), alike in placed.items()
+            if len(alike) > 1
+        ]
+        held = {id(part) for part in first}
         self._parts[name] = [part for part in parts if id(part) not in held]
         if ref.shape == slices[0]:
             self._add_first_s(name, shape, parts, file, ref)
