@@ -22,7 +22,7 @@ def other_contents(asked: Asked, checkpoint: Checkpoint, known: Past, unit: Unit
         f"is at {clock}, where {known.name} was {what}, and has other contents: the training was resumed, or it is "
         "another one",
         subject=checkpoint.path,
-        hint=_way_back(asked, clock, strictly=True),
+        hint=_way_back(asked, checkpoint, clock),
     )
 
 
@@ -32,22 +32,21 @@ def goes_back(asked: Asked, checkpoint: Checkpoint, moment: Moment, unit: Unit) 
     return RunError(
         f"is at {clock}, but the averages are at {moment.clock}: the training was resumed from an earlier point",
         subject=checkpoint.path,
-        hint=_way_back(asked, clock, strictly=True),
+        hint=_way_back(asked, checkpoint, clock),
     )
 
 
-def _way_back(asked: Asked, clock: Time, *, strictly: bool) -> str:
+def _way_back(asked: Asked, checkpoint: Checkpoint, clock: Time) -> str:
     clocks = [Time.parse(path.name) for path in moments_in(asked.folder)]
     kept = [one for one in clocks if Fraction(one.value) < Fraction(clock.value)]
     anew = f"begin anew with another {option('o')}"
+    leave_out = f"leave it out: {option('exclude', escape(checkpoint.name))}"
     if kept:
         return (
             f"go back to a moment that is kept, before it was resumed: {option('restart_from', str(kept[-1]))}; "
-            f"or {anew}; or leave it out: {option('exclude')}"
+            f"or {anew}; or {leave_out}"
         )
-    return (
-        f"{anew}, or leave it out: {option('exclude')}; next time {option('store_every')} keeps moments to go back to"
-    )
+    return f"{anew}, or {leave_out}; next time {option('store_every')} keeps moments to go back to"
 
 
 def no_clock(path: Path) -> RunError:

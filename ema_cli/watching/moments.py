@@ -156,10 +156,12 @@ def go_back(folder: Path, clock: Time) -> list[Path]:
     wanted = [path for path in found if path.name == str(clock)]
     if not wanted:
         kept = ", ".join(path.name for path in found) or "none"
+        before = [path.name for path in found if Fraction(Time.parse(path.name).value) < Fraction(clock.value)]
+        again = f"the last before it: {option('restart_from', before[-1])}; " if before else ""
         raise OutputError(
-            f"no moment is kept at {clock}; there is {kept}",
+            f"no moment is kept at {clock}; kept: {kept}",
             subject=folder,
-            hint=f"{option('store_every')} keeps moments to go back to",
+            hint=f"{again}{option('store_every')} keeps moments to go back to",
         )
     given_up = []
     for path in reversed(found[found.index(wanted[0]) + 1 :]):  # so that the newest is right, whenever it is ended

@@ -313,8 +313,10 @@ def test_a_clock_that_goes_back_is_an_error_and_restart_from_goes_on(tmp_path: P
     with pytest.raises(RunError, match="is at 750ba, but the averages are at 1100ba") as raised:
         resumed(tmp_path, 750, 7)
     assert "restart_from='600ba'" in str(raised.value.hint)
-    with pytest.raises(OutputError, match="no moment is kept at 500ba"):
+    assert "exclude='again-step-750.pt'" in str(raised.value.hint)
+    with pytest.raises(OutputError, match="no moment is kept at 500ba; kept: 300ba, 600ba, 900ba, 1100ba") as not_kept:
         resumed(tmp_path, 750, 7, restart_from="500ba")
+    assert str(not_kept.value.hint).startswith("the last before it: restart_from='300ba'; ")
     assert [str(entered.clock) for entered in resumed(tmp_path, 750, 7, restart_from="600ba")] == ["750ba"]
     assert sorted(path.name for path in (tmp_path / "out.safetensors.watch").iterdir()) == [
         "1100ba.given-up", "300ba", "600ba", "750ba", "900ba.given-up", "first.safetensors",
