@@ -48,7 +48,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, what: Mapping[str, Any]) -> Journal:
-        """Go on with the journal in a folder, or begin one.
+        """Go on with the journal in a folder, or begin one: anew where one of another tuning has no metric yet.
 
         Args:
             what: what is tuned, as JSON has it: inputs, law, command, and what else decides a metric.
@@ -62,9 +62,18 @@ class Journal:
             journal._append(what)
             return journal
         lines = read_small_file(journal.path, _MOST_BYTES).split(b"\n")
+        if lines == [b""]:  # its beginning was cut short
+            journal._append(what)
+            return journal
         whole = [line for line in lines[:-1] if line]  # what a power cut left has no end of line
         before, *rows = (_parsed(line, journal.path) for line in whole) if whole else [{}]
-        if before != what:
+        results = [_result(row, journal.path) for row in rows]
+        if before != what and before.keys() == what.keys() and all(result.failed for result in results):
+            with output_errors(journal.path):  # nothing is lost: as after a command with a slip in it
+                os.truncate(journal.path, 0)
+            lines, results = [b""], []
+            journal._append(what)
+        elif before != what:
             different = [key for key in what if before.get(key) != what[key]]
             raise OutputError(
                 f"is of another tuning: other {', '.join(different)}",
@@ -74,8 +83,7 @@ class Journal:
         if lines[-1]:
             with output_errors(journal.path):
                 os.truncate(journal.path, sum(len(line) + 1 for line in lines[:-1]))
-        for row in rows:
-            result = _result(row, journal.path)
+        for result in results:
             journal.results.pop(result.name, None)
             if result.failed is None:
                 journal.results[result.name] = result

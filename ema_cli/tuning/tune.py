@@ -187,7 +187,7 @@ def perform(
     rounds.run()
     best, results = rounds.best(), rounds.ordered()
     tuned = Tuned(workshop.target, results, evaluation.maximize, best)
-    problem = _problem(tuned, allow_last=allow_last)
+    problem = _problem(tuned, evaluation.command, allow_last=allow_last)
     if best is None or problem is not None:
         return replace(tuned, problem=problem)
     name = best.same_as or best.name
@@ -203,13 +203,15 @@ def perform(
     return replace(tuned, plan=plan, remarks=remarks)
 
 
-def _problem(tuned: Tuned, *, allow_last: bool) -> EmaError | None:
+def _problem(tuned: Tuned, command: str | None, *, allow_last: bool) -> EmaError | None:
     """Return why nothing is published, if so."""
     if tuned.best is None:
         reasons = [result.failed for result in tuned.results if result.failed]
+        is_told = command is None or "{path}" in command or "EMA_PATH" in command
+        hint = "" if is_told else "the command has no {path}, in the place of which the path of a model would come; "
         return GateError(
             f"no candidate has a metric: {reasons[0]}",
-            hint="try the evaluation by hand on a checkpoint; it gets the path of a model, and prints a number",
+            hint=f"{hint}try the evaluation by hand on a checkpoint; it gets the path of a model, and prints a number",
         )
     if tuned.best.is_last and not allow_last:
         averages = [result for result in tuned.results if not result.is_last]

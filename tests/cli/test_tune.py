@@ -185,6 +185,17 @@ def test_where_every_candidate_fails_nothing_is_written(
     assert {path.name for path in run_folder.iterdir()} <= {"ckpts", "best.tune", "calls"}
 
 
+def test_a_command_without_a_path_is_told_so_and_mended_it_runs(cli: Cli, run_folder: Path):
+    """What failed altogether keeps nothing, so the mended command needs no other output."""
+    code = "import sys; print(len(sys.argv[1]))"
+    line = ("tune", "ckpts", "--half-life", "200ba", "-o", "best", "--allow-last", "--eval")
+    slip = cli(*line, python(code).removesuffix(" {path}"))
+    assert slip.code == 6, slip
+    assert "\nhint:  the command has no {path}, in the place of which the path of a model would come; try" in slip.err
+    mended = cli(*line, python(code))
+    assert mended.code == 0, mended
+
+
 def test_a_candidate_that_fails_does_not_stop_the_others(cli: Cli, run_folder: Path):
     """It is in the table with its reason, and in the manifest."""
     code = (

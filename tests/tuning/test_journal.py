@@ -41,6 +41,20 @@ def test_the_journal_of_another_tuning_is_an_error_that_names_the_difference(tmp
         Journal.open(tmp_path, {**WHAT, "command": "other"})
 
 
+def test_a_journal_without_a_metric_gives_way_to_another_tuning(tmp_path: Path):
+    """After a command with a slip in it, the mended one needs no other place; what succeeds is kept from then on."""
+    Journal.open(tmp_path, WHAT).add(Result("1ba", failed="it ended with exit code 1"))
+    (tmp_path / NAME).write_bytes(b"")  # as a power cut leaves it
+    Journal.open(tmp_path, WHAT).add(Result("1ba", failed="it ended with exit code 1"))
+    mended = {**WHAT, "command": "mended"}
+    anew = Journal.open(tmp_path, mended)
+    assert anew.results == {}
+    anew.add(Result("1ba", (0.1,)))
+    assert list(Journal.open(tmp_path, mended).results) == ["1ba"]
+    with pytest.raises(OutputError, match="of another tuning: other command"):
+        Journal.open(tmp_path, WHAT)
+
+
 FIRST = '{"tune": 1, "command": "eval", "repeats": 2}\n'
 
 

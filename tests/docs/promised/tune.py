@@ -129,6 +129,10 @@ TUNE = {
         f"{_KILLED}::test_killed_at_any_change_of_a_file_it_ends_as_if_it_had_not_been",
         f"{_KILLED}::test_killed_while_it_evaluates_only_that_evaluation_is_repeated",
     ],
+    "Another line needs another": [
+        f"{_CLI}::test_the_results_of_another_evaluation_are_not_taken",
+        "tests/tuning/test_journal.py::test_a_journal_without_a_metric_gives_way_to_another_tuning",
+    ],
     "Candidates are gone at the end": [
         f"{_CLI}::test_interrupted_it_leaves_no_candidate_and_no_evaluation",
         f"{_KILLED}::test_killed_at_any_change_of_a_file_it_ends_as_if_it_had_not_been",
