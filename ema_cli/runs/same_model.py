@@ -60,6 +60,8 @@ def check_same_model(
         return
     if not mixed_floats and not _split(checkpoints, True, copied)[1]:
         hint = f"average them in one float type: {option('dtype', 'float32')}"
+    elif base is not None and others == [base] and most[0].adapter.values and not base.adapter.values:
+        hint = f"average the models, with the adapters merged into that: {option('merge_into', str(base.path))}"
     elif others == [base]:
         hint = f"name the model that this training began with: {option('base', 'MODEL')}"
     else:

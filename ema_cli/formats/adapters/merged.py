@@ -252,6 +252,6 @@ def _unlike(fact: str, adapter: Checkpoint, base: Checkpoint) -> RunError:
     return RunError(
         f"{fact} of {base.path}",
         subject=adapter.path,
-        hint=f"give the model in float types that it was trained on: {option('merge_into', 'BASE')}"
+        hint=f"give the model that it was trained on, in float types: {option('merge_into', 'BASE')}"
         + (f"; its {BASE} is {model}" if model else ""),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, RunError, option
+from ema_cli.errors import CheckpointError, RunError, UsageError, option
 from ema_cli.text import lazy_pattern
 
 _HALF = lazy_pattern(r"^(.*)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?$")
@@ -58,8 +58,15 @@ def settings_of(checkpoint: Checkpoint, asked_by: str) -> dict[str, Any]:
         asked_by: the option that is for adapters.
 
     Raises:
+        UsageError: for one that was merged into its base model.
         RunError: for a checkpoint that is none, and for settings by which more than scale x B A is added.
     """
+    if checkpoint.base is not None:
+        raise UsageError(
+            f"excludes {option('merge_into')}: whole models are written then, not A and B",
+            option=asked_by,
+            hint="leave out one",
+        )
     without = f"leave out {option(asked_by)}"
     settings = {name: json.loads(text) for name, text in checkpoint.adapter.values.items() if name != "header"}
     if any("/" in name for name in settings):

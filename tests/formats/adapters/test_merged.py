@@ -245,7 +245,7 @@ def test_what_is_no_base_model_is_refused(cli: Cli, tmp_path: Path) -> None:
         (("--exact-lora", "2", "-o", "out.safetensors"), "adapter_config.json beside them"),
         (("--exact-lora", "2", "-o", "dcp:out"), "adapter_config.json beside them"),
         (("--exact-lora", "2", "--copy", "*lora_A*"), "leave out one"),
-        (("--exact-lora", "2", *MERGE), "is no LoRA adapter"),
+        (("--exact-lora", "2", *MERGE), "--exact-lora: excludes --merge-into: whole models are written then"),
         ((*MERGE, "--like-input"), "read only"),
         ((*MERGE, "--copy", "layer.q.*"), "'layer.q.weight' is made of the base model and the adapters"),
         ((*MERGE, "--copy", "layer.q.*", "--dtype", "bfloat16"), "there is nothing to copy"),

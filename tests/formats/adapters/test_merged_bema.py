@@ -83,3 +83,13 @@ def test_another_model_is_none_that_their_training_began_with(cli: Cli, tmp_path
     assert "hint:  name that one, --base base, or an adapter of the run" in done.err
     assert cli("average", "run", *BEMA, "--base", "base", "-o", "out", "--dry-run").code == 0
     assert cli("average", "run", *BEMA, "-o", "out").code == 2
+
+
+def test_a_base_of_adapters_is_what_they_are_merged_into(cli: Cli, tmp_path: Path) -> None:
+    """Without that a whole model is no beginning of adapters; the option that the hint names works."""
+    write_base(tmp_path / "base")
+    write_run(tmp_path / "run")
+    law = ("average", "run", "--profile", "bema", "--base", "base", "-o", "out")
+    done = cli(*law)
+    assert (done.code, "merged into that: --merge-into base" in done.err) == (4, True), done
+    assert cli(*law, "--merge-into", "base").code == 0
