@@ -21,7 +21,7 @@ def loading_notes(plans: Sequence[Plan], outputs: Sequence[Output]) -> list[str]
         if output.notes:
             return list(output.notes)
         loader = _LOADERS.get(plan.newest.trainer or "")
-        if output.target.is_torch and loader is not None:
+        if output.target.is_torch and output.likeness is None and loader is not None:
             who, other = loader
             path, other = output.target.path.as_posix(), other.format(stem=output.target.path.stem)
             return [f"{path} holds a state dict: {who}.load_state_dict(torch.load('{path}')); not for {other}"]

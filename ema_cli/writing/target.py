@@ -21,6 +21,7 @@ _DCP = "dcp:"  # before the name of a folder
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9_]*$")
 _TORCH_SUFFIXES = (".pt", ".pth")
 _LIGHTNING_SUFFIX = ".ckpt"
+_FILES = (".safetensors", ".bin", _LIGHTNING_SUFFIX, *_TORCH_SUFFIXES)
 _HALF_LIFE, _WINDOW, _CLOCK = PLACEHOLDERS = ("{half_life}", "{window}", "{clock}")
 _PATTERN_HINT = f"as {option('o', f'averages/ema-{_HALF_LIFE}.safetensors')}, or {option('o', 'averages')}"
 
@@ -238,6 +239,13 @@ def _like_newest(path: Path, newest: Checkpoint) -> Target:
     suffix, own, safe = _suffix(newest), _SUFFIX.search(path.name), ".safetensors"
     name = own[0].lower() if own else ""
     if location(newest.path).info().is_folder:
+        as_newest = _SUFFIX.search(newest.path.name)  # Lightning's folders of shards end in .ckpt
+        if name in _FILES and name != (as_newest[0].lower() if as_newest else ""):
+            raise UsageError(
+                f"'{path}' is a name for a file, and {newest.name} is a folder",
+                option="output",
+                hint=option("o", path.with_name(path.name.removesuffix(own[0] if own else "")).as_posix()),
+            )
         return Target(path, is_folder=True)
     if newest.format in READ_ONLY:
         return Target(path, is_folder=False)  # which is refused, whatever its name

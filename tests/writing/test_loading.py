@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Cli, write_torch_run
+from tests.conftest import Cli, write_hf_run, write_torch_run
 
 
 def write_lightning(folder: Path) -> None:
@@ -38,6 +38,29 @@ def test_an_average_of_lightning_s_says_how_it_is_loaded(
     module = torch.nn.Linear(2, 1)
     module.load_state_dict(torch.load(name))
     assert module.weight.tolist() == [[0.5, 0.5]]
+
+
+def test_a_checkpoint_written_over_again_is_not_called_a_state_dict(cli: Cli, tmp_path: Path):
+    """With --like-input it has all that Lightning's own has, whatever its name ends in."""
+    write_lightning(tmp_path / "run")
+    done = cli("average", "run", "--profile", "uniform", "-o", "avg.pt", "--like-input")
+    assert done.code == 0, done
+    assert "note: " not in done.err
+    assert {"state_dict", "pytorch-lightning_version"} <= torch.load(tmp_path / "avg.pt").keys()
+
+
+@pytest.mark.parametrize("name", ["avg.safetensors", "avg.pt", "avg.bin"])
+def test_a_folder_is_not_written_under_the_name_of_a_file(cli: Cli, tmp_path: Path, name: str):
+    """What is written like a folder is one; the hint has the name without the suffix, and that is taken."""
+    write_hf_run(tmp_path / "run", [1, 2])
+    law = ("--profile", "uniform", "--like-input")
+    done = cli("average", "run", *law, "-o", name)
+    assert (done.code, done.err) == (
+        2,
+        f"error: --output: '{name}' is a name for a file, and checkpoint-2 is a folder\nhint:  -o avg\n",
+    )
+    assert cli("average", "run", *law, "-o", "avg").code == 0
+    assert (tmp_path / "avg" / "model.safetensors").exists()
 
 
 def test_others_need_no_word(cli: Cli, tmp_path: Path):
