@@ -50,7 +50,7 @@ class Ahead:
     """The blocks that one thread folds, and what comes of them from a store; a `Reader`."""
 
     def __init__(self, reader: FoldReader, next_stretch: Callable[[], Sequence[BlockTask]], most_held: int) -> None:
-        """Begin to read.
+        """Start the threads. They take no block before somebody takes the `tasks`: it might be folded by nobody.
 
         Args:
             reader: reads what does not lie in objects, and what is read again.
@@ -66,21 +66,25 @@ class Ahead:
         self._feeds = [_Feed() for _ in reader.checkpoints]
         self._tasks: deque[BlockTask] = deque()
         self._has_ended = False
+        self._error: BaseException | None = None  # why the next blocks are not known
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._arrived = threading.Condition(self._lock)
         self._lacking = 0  # feeds of which more is wanted than has come
-        self._pool = ThreadPoolExecutor(len(self._feeds), "ahead")
+        self._pool, self._begun = ThreadPoolExecutor(len(self._feeds), "ahead"), threading.Event()
         for number in range(len(self._feeds)):
             self._pool.submit(self._feed, number)
 
     def tasks(self) -> Iterator[BlockTask]:
-        """Yield the blocks, in their order."""
+        """Yield the blocks, in their order; raise what making them raised, in whatever thread."""
+        self._begun.set()
         try:
             while True:
                 with self._lock:
                     if not self._tasks:
                         self._ask_for_more()
+                    if not self._tasks and self._error is not None:
+                        raise self._error
                     if not self._tasks:
                         return
                     task = self._tasks.popleft()
@@ -148,6 +152,8 @@ class Ahead:
         """Have the bytes of one checkpoint come, in the order of the blocks."""
         feed = self._feeds[number]
         try:
+            while not self._begun.wait(_LOOK_SECONDS):
+                self._check()
             while stretch := self._stretch(feed):
                 parts = (part for task in stretch for part in _parts(self._reader.checkpoints, number, task))
                 for near in _near(parts):
@@ -169,7 +175,11 @@ class Ahead:
         """Take the next stretch for this thread, if there is one. Called with the lock."""
         if self._has_ended:
             return
-        stretch = self._next_stretch()
+        try:
+            stretch = self._next_stretch()
+        except BaseException as error:
+            self._error, self._has_ended = error, True
+            raise
         self._has_ended = not stretch
         self._tasks.extend(stretch)
         for feed in self._feeds:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import field
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
@@ -34,6 +35,9 @@ from ema_cli.storage.checksums import Checksums
 from ema_cli.system.memory import keep_freed
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.system.threads import thread_errors
+
+if TYPE_CHECKING:
+    from ema_cli.folding.ahead import Ahead
 
 _TICK_SECONDS = 0.1
 _PATIENCE_SECONDS = 2
@@ -160,7 +164,7 @@ class _Workers:
             number, last, may_grow = self.sizes.threads, 0, True
             if self.sizes.waits:
                 self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
-            workers = self._start(pool, number)
+            self._start(pool, workers, number)
             while workers:
                 done, workers = wait(workers, _TICK_SECONDS, FIRST_EXCEPTION)
                 for worker in done:
@@ -170,9 +174,11 @@ class _Workers:
                     # Threads that wait need no processor: let more of them wait, and for several files each.
                     self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
                     more = min(number, self.sizes.most_workers - number)
-                    with suppress(EmaError):  # where no more may be started, those that run go on
-                        workers |= self._start(pool, more)
+                    try:
+                        self._start(pool, workers, more)
                         last = more
+                    except EmaError:  # no more may be started: those that run go on, and none is given up
+                        may_grow = False
                     number += more
                 elif may_grow and self.sizes.waits and self.reader.pace.was_in_vain:
                     self._surplus, may_grow = last, False  # what brings nothing costs the store, and is given up again
@@ -194,17 +200,24 @@ class _Workers:
             _, workers = wait(workers, _TICK_SECONDS)
         return not workers
 
-    def _start(self, pool: ThreadPoolExecutor, number: int) -> set[Future[None]]:
+    def _start(self, pool: ThreadPoolExecutor, workers: set[Future[None]], number: int) -> None:
+        """Start so many workers, and add each to those that are waited for, also where the next cannot be started."""
         with thread_errors():
-            return {pool.submit(self._work) for _ in range(number)}
+            for _ in range(number):
+                workers.add(pool.submit(self._work, self._ahead()))
 
-    def _work(self) -> None:
+    def _ahead(self) -> Ahead | None:
+        """Return what reads ahead for a worker; None where each block is read when it is folded."""
+        if not self.sizes.ahead:
+            return None
+        from ema_cli.folding.ahead import Ahead  # which only who reads from a store needs
+
+        return Ahead(self.reader, self._next_tasks, self.sizes.held_bytes)
+
+    def _work(self, ahead: Ahead | None) -> None:
         workspace = self.make_workspace()
         with suppress(Stopped):
-            if self.sizes.ahead:
-                from ema_cli.folding.ahead import Ahead  # which only who reads from a store needs
-
-                ahead = Ahead(self.reader, self._next_tasks, self.sizes.held_bytes)
+            if ahead is not None:
                 for task in ahead.tasks():
                     self._fold(task, ahead, workspace)
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ema_cli.errors import CheckpointError
 from ema_cli.folding import reading
+from ema_cli.folding.blocks import make_blocks
 from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, least_bytes
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.reading import FoldReader
@@ -115,6 +117,39 @@ def test_tensors_that_lie_in_another_order_come_in_the_order_of_the_file(
         long = [(begin, end) for begin, end in own if end - begin > 400 * _KIB]
         assert len(long) == 4, own  # of a MiB and less, over the headers of five records
         assert sum(end - begin for begin, end in long) >= 5 * 720_000 - 400 * _KIB
+
+
+def test_an_error_in_making_the_next_blocks_is_raised(
+    run: StorePath, tmp_path: Path, cli: Cli, ranges: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+):
+    """Whichever thread asked for them: the blocks that were made would else be all that is written."""
+
+    def make_some(*arguments: Any) -> Any:
+        yield from islice(make_blocks(*arguments), 40)
+        raise CheckpointError("no more blocks")
+
+    monkeypatch.setattr("ema_cli.folding.fold.make_blocks", make_some)
+    done = cli("average", run, "--profile", "uniform", "-o", tmp_path / "out.safetensors")
+    assert (done.code, "no more blocks" in done.err) == (3, True)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_where_threads_that_read_cannot_be_started_nothing_is_left_out(
+    run: StorePath, tmp_path: Path, cli: Cli, ranges: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+):
+    """It is an error with a hint, and no block has been taken by one that starts no more."""
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "ahead_2":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    done = cli("average", run, "--profile", "uniform", "-o", tmp_path / "out.safetensors")
+    assert "no thread can be started" in done.err
+    assert done.code == 1
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("what", ["replaced", "deleted"])
