@@ -114,8 +114,9 @@ def _find(path: Path) -> Path | None:
     if not location(path).info().is_folder:
         return path.parent if _OF_RANK.match(path.name) and names_flat(path) else None
     for folder in (path / _MODEL, path):
-        first = min(filter(_OF_RANK.match, names_in(folder)), default=None)
-        if first is not None and names_flat(folder / first):
+        names = sorted(filter(_OF_RANK.match, names_in(folder)))
+        # One that is empty or cut does not show what the others are.
+        if any(names_flat(folder / name) for name in dict.fromkeys((*names[:2], *names[-2:]))):
             return folder
     return None
 

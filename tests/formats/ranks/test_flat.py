@@ -122,6 +122,22 @@ def test_ranks_that_saved_at_two_moments_are_refused(tmp_path: Path, ranks: int)
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_first_file_that_is_cut_is_no_reason_to_pass_the_checkpoint_over(cli: Cli, tmp_path: Path, size: int) -> None:
+    """The others show what it is: damaged in the run, or half-written where it is the newest."""
+    for step in (1, 2, 3):
+        save_flat(tmp_path / "run" / f"step{step}", model(step), 3, step=step)
+    first, newest = (tmp_path / f"run/step{step}/model/rank0.pt" for step in (2, 3))
+    whole = first.read_bytes()
+    first.write_bytes(whole[:size])
+    done = cli("average", "run", "--half-life", "1ba", "-o", "out.pt")
+    assert (done.code, "run/step2/model/rank0.pt: " in done.err, "not the newest" in done.err) == (3, True, True), done
+    first.write_bytes(whole)
+    newest.write_bytes(newest.read_bytes()[:size])
+    done = cli("average", "run", "--half-life", "1ba", "-o", "out.pt")
+    assert (done.code, "step3 is passed over: half-written" in done.err) == (0, True), done
+
+
 def test_files_of_ranks_beyond_their_number_are_refused(tmp_path: Path) -> None:
     """As where a training with fewer ranks saved over a folder of one with more."""
     folder = save_flat(tmp_path / "step7", model(), 3)
