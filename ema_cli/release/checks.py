@@ -57,11 +57,18 @@ def compare_names(snapshot: Snapshot) -> Iterator[str]:
 
 
 def compare_rows(snapshot: Snapshot) -> Iterator[str]:
-    """Check that the manifest lists each input, output and tensor once."""
-    if snapshot.manifest is None:
+    """Check that the manifest lists each input, output and tensor once; of a file that was watched each version."""
+    manifest = snapshot.manifest
+    if manifest is None:
         return
-    for kind in ("inputs", "outputs", "tensors"):
-        names = [row["name"] for row in snapshot.manifest[kind]]
+    listed = {
+        "inputs": [
+            f"{row['name']} {row['clock']}" if "watch" in manifest else row["name"] for row in manifest["inputs"]
+        ],
+        "outputs": [row["name"] for row in manifest["outputs"]],
+        "tensors": [row["name"] for row in manifest["tensors"]],
+    }
+    for kind, names in listed.items():
         if len(set(names)) < len(names):
             yield snapshot.problem(snapshot.published.manifest.name, f"lists one of its {kind} twice")
 

@@ -70,7 +70,9 @@ def verify_against(
     if snapshot.manifest is None or not snapshot.complete:
         return verified
     check_base(snapshot.manifest["recipe"], merge_into)
-    if "watch" in snapshot.manifest and find_inputs(snapshot.manifest, paths).missing:
+    if "watch" in snapshot.manifest and len(find_inputs(snapshot.manifest, paths).paths) < len(
+        snapshot.manifest["inputs"]
+    ):  # some are gone, or were written over
         return verify_watched(verified, snapshot.manifest, paths, threads)
     try:
         replay = open_replay(snapshot.manifest, paths, merge_into=merge_into, threads=threads, with_remarks=True)

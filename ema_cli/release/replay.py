@@ -137,6 +137,11 @@ def open_replay(
             if inputs.missing[0] == record.base
             else "give the folder that the inputs lie in",
         )
+    if len(inputs.paths) < len(manifest["inputs"]) and "watch" in manifest:
+        raise RunError(
+            "watch folded several versions of one file, and no more than one of them is left",
+            hint="verify compares what is left; average what is there without its recipe",
+        )
     if len(inputs.paths) < len(manifest["inputs"]):
         raise RunError("the manifest lists an input twice", hint="it was changed by hand, or by another program")
     remarks: Remarks | None = None

@@ -43,21 +43,33 @@ def verify_watched(verified: Verified, manifest: Manifest, paths: Sequence[Path]
         CheckpointError: for an input that cannot be read.
     """
     inputs = find_inputs(manifest, paths)
-    there = open_inputs(manifest, inputs.paths) if inputs.paths else []
-    rows = {row["name"]: row for row in manifest["inputs"]}
-    problems = [
-        f"{checkpoint.path}: has changed since it was folded: its fingerprint is another"
-        for checkpoint, fingerprint in zip(there, fingerprints(there, threads), strict=True)
-        if fingerprint != rows[checkpoint.name]["fingerprint"]
-    ]
+    opened = open_inputs(manifest, inputs.paths) if inputs.paths else []
+    rows: dict[str, list[InputRow]] = {}
+    for row in manifest["inputs"]:
+        rows.setdefault(row["name"], []).append(row)
+    problems: list[str] = []
+    there: list[Checkpoint] = []
+    left: list[InputRow] = []
+    for checkpoint, fingerprint in zip(opened, fingerprints(opened, threads), strict=True):
+        versions = rows[checkpoint.name]
+        same = next((row for row in versions if row["fingerprint"] == fingerprint), None)
+        if same is None and len(versions) == 1:
+            problems.append(f"{checkpoint.path}: has changed since it was folded: its fingerprint is another")
+        if same is not None or len(versions) == 1:  # else the training has written the file over again
+            there.append(checkpoint)
+            left.append(same or versions[0])
     record = RecipeRecord.from_dict(manifest["recipe"])
     try:
-        progress = _settle(there, manifest, record)
+        progress = _settle(there, cast("Manifest", {**manifest, "inputs": left}), record)
         facts = _differences(manifest, record)
     except EmaError as error:
         progress, facts = [], [error.message(at_terminal)]
     problems += [f"{verified.published.manifest}: {fact}" for fact in facts]
-    gone = inputs.missing
+    gone = [
+        row["name"] if len(rows[row["name"]]) == 1 else f"{row['name']} at {row['clock']}"
+        for row in manifest["inputs"]
+        if not any(row is other for other in left)
+    ]
     are_gone = f"{plural(len(gone), 'input')} that {'is' if len(gone) == 1 else 'are'} gone ({some(gone)})"
     unknown = [are_gone, "tensors and files, which follow from all inputs"]
     sources = [clock.source for each in progress for clock in each.clocks.values()]
@@ -70,19 +82,16 @@ def verify_watched(verified: Verified, manifest: Manifest, paths: Sequence[Path]
     )
 
 
-def _settle(there: Sequence[Checkpoint], manifest: Manifest, record: RecipeRecord) -> list[Progress]:
-    """Return the clocks of what is left.
+def _settle(there: Sequence[Checkpoint], left: Manifest, record: RecipeRecord) -> list[Progress]:
+    """Return the clocks of what is left, of which alone the manifest tells.
 
     Raises:
         OtherClock: where the manifest gives another one.
     """
     if not there:
         return []
-    names = {checkpoint.name for checkpoint in there}
-    rows = [row for row in manifest["inputs"] if row["name"] in names]
     # That the first epoch was 0 shows in a checkpoint that may be gone.
     from_zero = replace(record, opened=replace(record.opened, epochs_from_zero=True))
-    left = cast("Manifest", {**manifest, "inputs": rows})
     return settle_inputs(there, left, record, lambda: settle_alone(there, from_zero))
 
 
@@ -92,12 +101,12 @@ def _differences(manifest: Manifest, record: RecipeRecord) -> list[str]:
     shown = manifest["inputs"][-1]["clock"] if manifest["inputs"] else ""
     units = sorted(order_units(checkpoints), key=lambda unit: not shown.endswith(unit))
     plan = make_plan(Run(Path(), tuple(checkpoints), tuple(units), options=record.opened), record.recipe)
-    weights = {entry.checkpoint.name: entry.weight for entry in plan.entries}
-    clocks = {entry.checkpoint.name: str(entry.clock) for entry in plan.entries}
+    weights = {entry.checkpoint: entry.weight for entry in plan.entries}
+    clocks = {entry.checkpoint: str(entry.clock) for entry in plan.entries}
     wrong = [
         row["name"]
-        for row in manifest["inputs"]
-        if not abs(weights.get(row["name"], -1.0) - row["weight"]) <= _ROUNDING or clocks[row["name"]] != row["clock"]
+        for row, each in zip(manifest["inputs"], checkpoints, strict=True)
+        if not abs(weights.get(each, -1.0) - row["weight"]) <= _ROUNDING or clocks[each] != row["clock"]
     ]
     if wrong:
         law = record.recipe.law.name

@@ -64,6 +64,27 @@ def test_what_is_gone_is_said_and_not_compared(watched: Path, cli: Cli):
     assert cli("verify", "out.safetensors", "--against", "run", "--strict").code == 6
 
 
+def test_versions_of_one_file_are_inputs_each(tmp_path: Path, cli: Cli):
+    """The last of them is compared, those before it are gone; so is the last where it was written over since.
+
+    One that is listed twice with the same clock is a problem, and there is nothing to average anew by that recipe.
+    """
+    for step in (100, 200, 300, 400):
+        torch.save({"model": make_tensors(step), "step": step}, tmp_path / "ckpt.pt")
+        if step < 400:
+            watch(tmp_path / "ckpt.pt", tmp_path / "out.safetensors", Recipe(half_life="200ba"), waiting=ONCE)
+        done = cli("verify", "out.safetensors", "--against", "ckpt.pt", "--json")
+        facts = json.loads(done.out)["outputs"][0]
+        assert (done.code, facts["ok"], facts["against"]["checkpoints"]) == (0, True, int(step < 400)), done
+        gone = ["ckpt.pt at 100ba", "ckpt.pt at 200ba", "ckpt.pt at 300ba"][: (step - 1) // 100]
+        assert not gone or facts["not_compared"][0].endswith(f"gone ({', '.join(gone)})")
+    done = cli("average", "ckpt.pt", "--recipe", "out.safetensors.manifest.json", "-o", "again.safetensors")
+    assert (done.code, "watch folded several versions of one file" in done.err) == (4, True), done
+    vouch(tmp_path / "out.safetensors", lambda manifest: manifest["inputs"].insert(0, manifest["inputs"][0]))
+    done = cli("verify", "out.safetensors")
+    assert (done.code, "lists one of its inputs twice" in done.err) == (6, True), done
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_what_is_all_there_is_averaged_anew(dtype: str, tmp_path: Path, cli: Cli):
     """Rounding at each of fifty checkpoints is no difference, in any type, also where values change their sign."""
