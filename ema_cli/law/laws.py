@@ -223,10 +223,11 @@ def make_law(**options: Unpack[LawOptions]) -> Law:
         )
     given = sum(value is not None for value in (half_life, smoothing, profile, coefficients))
     if given != 1:
+        alone = "" if given else f"; the newest checkpoint alone needs none: {option('last', 1)}"
         raise UsageError(
             f"{'only one' if given else 'one'} of {all_options('half_life', 'smoothing', 'profile', 'coefficients')} "
             "is needed",
-            hint=f"for instance {option('half_life', '50ba')}: after 50 batches a checkpoint counts half",
+            hint=f"for instance {option('half_life', '50ba')}: after 50 batches a checkpoint counts half{alone}",
         )
     if profile is not None and profile not in PROFILES:
         raise UsageError(f"'{profile}' is unknown", option="profile", hint=f"one of {', '.join(PROFILES)}")

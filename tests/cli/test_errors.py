@@ -16,7 +16,12 @@ from ema_cli.cli.typer_commands import make_command
 from tests.conftest import COMPOSER, Cli, make_tensors, oracle, write_torch_run
 
 USAGE = [
-    (["average", "ckpts"], "one of --half-life, --smoothing, --profile and --coefficients is needed"),
+    (
+        ["average", "ckpts"],
+        "one of --half-life, --smoothing, --profile and --coefficients is needed\n"
+        "hint:  for instance --half-life 50ba: after 50 batches a checkpoint counts half; "
+        "the newest checkpoint alone needs none: --last 1",
+    ),
     (["average", "--half-life", "50ba"], "which checkpoints?"),
     (["average", "none", "--half-life", "50ba"], "none: does not exist"),
     (["average", "ckpts", "--half-life", "50"], "--half-life: '50' is not a time"),
