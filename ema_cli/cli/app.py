@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import sys
+import threading
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -66,7 +68,14 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show is no reason to fail
     if sys.stdout is None:  # closed by the caller
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code and any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        # A thread may wait for a store for minutes, and the end of the interpreter for the thread.
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -133,7 +133,7 @@ def _measured_in_order(
             stretch, sums = waiting.popleft()
             yield stretch, sums.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _measure_stretch(one: Checkpoint, others: Sequence[Checkpoint], stretch: _Stretch) -> DistanceSums:

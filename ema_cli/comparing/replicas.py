@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.storage.replicas import Replicas, differs
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool
 from ema_cli.text import first_few
 
 _STEP = 1 << 19  # bytes; each thread holds two such blocks
@@ -34,7 +34,7 @@ def check_replicas(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]
         CheckpointError: naming a file and a tensor that differs there and must not.
     """
     notes = []
-    with thread_errors(), ThreadPoolExecutor(threads, "replicas") as pool:
+    with reading_pool(threads, "replicas") as pool:
         for checkpoint in checkpoints:
             buffers = dict.fromkeys(_buffers_that_differ(checkpoint, pool))
             if buffers:

@@ -13,7 +13,7 @@ from itertools import islice
 
 from ema_cli.checkpoint import Checkpoint, StoredRecord
 from ema_cli.errors import CheckpointError, option
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool
 
 _STEP = 1 << 20
 _BATCH = 1024  # records that are handed to the threads at once
@@ -33,7 +33,7 @@ def check_stored_sums(checkpoints: Sequence[Checkpoint], threads: int, *, replac
     Raises:
         CheckpointError: naming a tensor whose bytes have another sum.
     """
-    with thread_errors(), ThreadPoolExecutor(threads, "checksum") as pool:
+    with reading_pool(threads, "checksum") as pool:
         without = [
             checkpoint.name for checkpoint in checkpoints if not _check(checkpoint, pool, replaceable=replaceable)
         ]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
 from ema_cli.manifest.types import ChecksumKind, FingerprintKind
 from ema_cli.storage.checksums import BLOCK_BYTES
 from ema_cli.storage.names import StorePath
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool
 
 SAMPLES = 16
 SAMPLE_BYTES = 4096
@@ -55,7 +54,7 @@ def fingerprints(checkpoints: Sequence[Checkpoint], threads: int, watch: Watch |
 
     if any(isinstance(checkpoint.path, StorePath) for checkpoint in checkpoints):
         threads = max(threads, _THREADS_IN_STORE)
-    with thread_errors(), ThreadPoolExecutor(threads, "fingerprint") as pool:
+    with reading_pool(threads, "fingerprint") as pool:
         return list(pool.map(fingerprint, checkpoints))
 
 

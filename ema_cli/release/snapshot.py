@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import field
 
 from ema_cli.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.storage.source import InputFile
 from ema_cli.system.progress import ProgressCallback
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool, thread_errors
 from ema_cli.writing.card import CARD_NAME
 
 _TICK_SECONDS = 0.1
@@ -261,7 +261,7 @@ def _read_files(
         if stopped:
             raise InterruptedError
 
-    with ThreadPoolExecutor(threads, "sha256") as hasher, ThreadPoolExecutor(threads, "verify") as pool:
+    with reading_pool(threads, "sha256") as hasher, reading_pool(threads, "verify") as pool:
         try:
             with thread_errors():
                 tasks = {

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.source import ByteSource
+from ema_cli.system.threads import reading_pool
 
 # To copy so many bytes takes less time than another read; and the most that are read to be copied: malloc takes more
 # from the system each time.
@@ -50,9 +51,7 @@ def read_ranges(ranges: Iterable[tuple[ByteSource, int, int]], out: memoryview) 
         else:
             _read_group(group, part)
     if len(groups) > 1:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(min(len(groups), _AT_ONCE), "read") as pool:
+        with reading_pool(min(len(groups), _AT_ONCE), "read") as pool:
             list(pool.map(_read_group, *zip(*groups, strict=True)))
     elif groups:
         _read_group(*groups[0])

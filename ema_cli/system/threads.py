@@ -1,11 +1,15 @@
-"""Turn the failure to start a thread into an error with a hint."""
+"""Threads: the failure to start one is an error with a hint, and one that reads is not waited for after an error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ema_cli.errors import EmaError, option
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 @contextmanager
@@ -15,3 +19,18 @@ def thread_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise EmaError(f"no thread can be started: {error}", hint=f"use fewer {option('threads')}") from error
+
+
+@contextmanager
+def reading_pool(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool whose threads read. After an error or Ctrl-C they are not waited for."""
+    from concurrent.futures import ThreadPoolExecutor  # which a start without threads does not need
+
+    pool = ThreadPoolExecutor(threads, name)
+    try:
+        with thread_errors():
+            yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from ema_cli.dtypes import DType
 from ema_cli.folding.kernel.floats import Floats, decode
 from ema_cli.runs.stored_file import Sizes
 from ema_cli.storage.names import StorePath
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool
 
 _TENSORS = 16  # of one dtype and shape: they are alike
 _STRETCHES = 8  # of a tensor, evenly spaced
@@ -55,7 +54,7 @@ def measure(
 
     squares = np.zeros((len(shares), 2))
     in_store = any(isinstance(one.path, StorePath) for one in (newest, *before))
-    with thread_errors(), ThreadPoolExecutor(_THREADS_IN_STORE if in_store else 1, "sizes") as pool:
+    with reading_pool(_THREADS_IN_STORE if in_store else 1, "sizes") as pool:
         for names, spec in _alike(newest.tensors.specs, copied):
             some, ranges = names[:: -(-len(names) // _TENSORS)], _ranges(spec.count)
             stretches = [(name, start, count) for name in some for start, count in ranges]
