@@ -145,7 +145,7 @@ def as_path(word: str | Path) -> Path:
     """Return the name of the place that a user writes.
 
     Raises:
-        UsageError: for an address without a bucket, with a password, or with `..` in it.
+        UsageError: for an address without a bucket, with a pattern for one, with a password, or with `..` in it.
     """
     if isinstance(word, StorePath):
         return word
@@ -167,6 +167,9 @@ def as_path(word: str | Path) -> Path:
     if not path.bucket or ".." in path.parts:
         fact = "'..' has no meaning in a store" if path.bucket else "names no bucket"
         raise UsageError(fact, subject=path, hint="as s3://bucket/run")
+    if path.scheme not in WEB and not set(path.bucket).isdisjoint("*?["):
+        fact = "no bucket has such a name, and patterns of buckets are not filled in"
+        raise UsageError(fact, subject=path, hint="name one, as s3://bucket/run")
     if path.scheme == HUB and len(path.parts) < _HUB_PARTS + (path.bucket in ("datasets", "spaces", "buckets")):
         raise UsageError("names no repository", subject=path, hint="as hf://org/model@main/checkpoints")
     if query or path.scheme in WEB:

@@ -129,3 +129,10 @@ def test_a_common_folder_is_in_one_store():
     for other in ("/data/a", "s3://other/run", "gs://bucket/run"):
         with pytest.raises(UsageError, match=r"is not in the store of s3://bucket/run"):
             common_folder([RUN, as_path(other)])
+
+
+@pytest.mark.parametrize("address", ["s3://ckp*/run", "gs://b[12]/run", "s3://b?/run"])
+def test_a_pattern_for_a_bucket_is_refused(address: str):
+    """A store would be asked for it, and might answer that the credentials are wrong."""
+    with pytest.raises(UsageError, match="no bucket has such a name"):
+        as_path(address)
