@@ -128,7 +128,12 @@ def measure_link(
     facts["rounds"] = measure(commands, wanted, os.sync, facts["failed"], attempts(wanted, options.scale), run)
     for each in facts["rounds"]:
         if limit is not None:
-            each["runs"]["limit"] = {"wall": limit, "cpu": 0.0, "load": each["runs"].get(OURS, {}).get("load", 0.0)}
+            each["runs"]["limit"] = {
+                "wall": limit,
+                "cpu": 0.0,
+                "disk_read": 0,
+                "load": each["runs"].get(OURS, {}).get("load", 0.0),
+            }
     return facts
 
 

@@ -29,7 +29,7 @@ def test_what_a_worker_takes(tmp_path: Path, several: tuple[str, str]):
     (tmp_path / "run").mkdir()
     for step in range(100, 700, 100):
         random = torch.Generator().manual_seed(step)
-        saved = {f"layer.{number}": torch.randn(1024, 1024, generator=random) for number in range(4)}
+        saved = {f"layer.{number}": torch.randn(1024, 1024, generator=random) for number in range(8)}
         save_file(saved, tmp_path / "run" / f"step-{step}.safetensors")
     half_lives = [word for number in range(12) for word in ("--half-life", f"{100 + number}ba")]
     words = ["average", "run", "--name-clock", "ba", *half_lives, "-o", "out", "--force", "--threads", "16", *several]

@@ -50,6 +50,10 @@ class _Stored:
         return table.add_boxes(self.spec, self.boxes) if self.boxes else table.add(self.pieces)
 
 
+_Repeated = tuple[str, int, list[tuple[int, int]]]
+"""A name, its bytes, and where they lie each time: the number of the file, and the first byte."""
+
+
 @dataclass(slots=True)
 class Assembly:
     """Puts a model's tensors into tables.
@@ -78,7 +82,7 @@ class Assembly:
     copies: list[Tensors | CutTensors] = field(default_factory=list)
     marks: list[Mapping[str, object] | None] = field(default_factory=list)
     stored: dict[str, _Stored] = field(default_factory=dict)
-    repeated: list[tuple[str, int, list[tuple[int, int]]]] = field(default_factory=list)
+    repeated: list[_Repeated] = field(default_factory=list)
     _buffers: list[tuple[Path, Tensors]] = field(default_factory=list)  # that the other ranks have
     _specs: SpecTable = field(default_factory=SpecTable)
 
@@ -168,18 +172,23 @@ class Assembly:
             files=tuple(self.files),
             notes=tuple(notes),
             output_dtypes=dtypes,
-            replicas=partial(self._replicas, ((model.file.path, whole.tensors), *self._buffers), options),
+            replicas=partial(
+                _replicas, self.repeated, self.files, ((model.file.path, whole.tensors), *self._buffers), options
+            ),
         )
 
-    def _replicas(self, states: Sequence[tuple[Path, Tensors]], options: ReadOptions) -> Iterator[Replicas]:
-        """Yield what several ranks have of frozen parameters, and their buffers."""
-        for name, nbytes, places in self.repeated:
-            each = [
-                Replica(self.files[number].path, partial(_read_from, self.files[number], start))
-                for number, start in places
-            ]
-            yield Replicas(name, nbytes, each, OTHER_SAVES)
-        yield from _buffers(states, options)
+
+def _replicas(
+    repeated: Sequence[_Repeated],
+    files: Sequence[InputFile],
+    states: Sequence[tuple[Path, Tensors]],
+    options: ReadOptions,
+) -> Iterator[Replicas]:
+    """Yield what several ranks have of frozen parameters, and their buffers; see `Assembly.repeated`."""
+    for name, nbytes, places in repeated:
+        each = [Replica(files[number].path, partial(_read_from, files[number], start)) for number, start in places]
+        yield Replicas(name, nbytes, each, OTHER_SAVES)
+    yield from _buffers(states, options)
 
 
 def _read_from(file: InputFile, first: int, start: int, out: memoryview) -> None:
