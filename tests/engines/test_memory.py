@@ -41,5 +41,6 @@ def test_what_a_worker_takes(tmp_path: Path, several: tuple[str, str]):
         assert done.returncode == 0, done.stderr
         return int(done.stdout.split()[-1]) << 10
 
-    free, bounded = most(), most("--max-memory", "75MB")
-    assert bounded <= 75_000_000 < free
+    free, bounded = most(), most("--max-memory", "70MB")
+    assert bounded <= 70_000_000
+    assert bounded < 0.8 * free  # how much that is depends on how many threads get a block before none is left
