@@ -17,7 +17,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.folding.block_task import BlockTask
 from ema_cli.folding.direct import spans_in
-from ema_cli.folding.kernel import BlockSums
+from ema_cli.folding.kernel import BlockSums, copy_together
 from ema_cli.folding.reading import FoldReader, Stopped
 from ema_cli.storage.objects import ObjectFile
 from ema_cli.storage.ranges import NARROW_BYTES
@@ -119,10 +119,7 @@ class Ahead:
         if not _parts(self._reader.checkpoints, number, task):
             return False
         (pieces,) = self._take([number], [len(row)])
-        position = 0
-        for piece in pieces:
-            row[position : position + len(piece)] = piece
-            position += len(piece)
+        copy_together(pieces, row)
         return True
 
     def _take(self, numbers: Sequence[int], sizes: Sequence[int]) -> list[list[memoryview]]:

@@ -11,8 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
+
+from tests.storage.loopback import serving
 
 _HOPS = {"connection", "transfer-encoding", "keep-alive", "authorization", "host"}
 _CONDITION = "x-goog-if-generation-match"
@@ -105,14 +107,5 @@ class _Handler(BaseHTTPRequestHandler):
 def running_google(upstream: str) -> Iterator[Google]:
     """Yield a stand-in before the server at `upstream`, which is host:port."""
     google = Google(upstream)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"google": google}))
-    server.daemon_threads = True
-    google.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with serving(_Handler, google=google) as google.address:
         yield google
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

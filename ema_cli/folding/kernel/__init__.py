@@ -253,6 +253,14 @@ class Kernel(Protocol):
         """Allocate a workspace."""
 
 
+def copy_together(pieces: Iterable[memoryview], row: memoryview) -> None:
+    """Fill `row` with pieces, one after another."""
+    position = 0
+    for piece in pieces:
+        row[position : position + len(piece)] = piece
+        position += len(piece)
+
+
 def sums_in_float64(dtypes: Iterable[DType]) -> bool:
     """Return whether blocks stored in these dtypes are summed up in float64, else in float32: rule 1."""
     return any(dtype.component_bits > 32 for dtype in set(dtypes))

@@ -178,13 +178,12 @@ class CompiledSums:
         """Read these checkpoints' blocks from open files and add them, a stretch of all after the other."""
         (averages,) = self._calls(numbers)
         self.rows(numbers, spans.offsets)
-        widest = max(dtype.component_bits for dtype in set(self._spec.dtypes)) // 8
         beyond, nanoseconds, span, offset, error = _compiled.read_and_add(
             self._arguments(numbers, averages),
             spans.numbers,
             spans.counts,
             bytes(number in self._newest for number in numbers),
-            _STRETCH // widest,
+            _STRETCH // self._widest(),
             stop,
         )
         self._note(averages, beyond)
@@ -193,12 +192,17 @@ class CompiledSums:
     def add_pieces(self, numbers: Sequence[int], pieces: Sequence[Sequence[memoryview]]) -> None:
         """Add these checkpoints, whose blocks lie in pieces in memory of others."""
         self.rows(numbers, [0] * len(numbers))
-        most = _STRETCH_OF_PIECES // max(self._spec.dtypes[number].component_bits // 8 for number in numbers)
         every, counts = tuple(piece for row in pieces for piece in row), array("q", map(len, pieces))
         keeps = bytes(number in self._newest for number in numbers)
         for averages in self._calls(numbers):
             arguments = self._arguments(numbers, averages)
-            self._note(averages, _compiled.add_pieces(arguments, every, counts, keeps, most))
+            self._note(
+                averages, _compiled.add_pieces(arguments, every, counts, keeps, _STRETCH_OF_PIECES // self._widest())
+            )
+
+    def _widest(self) -> int:
+        """Return the bytes of the widest number of the block in any checkpoint."""
+        return max(dtype.component_bits for dtype in set(self._spec.dtypes)) // 8
 
     def _calls(self, numbers: Sequence[int]) -> list[list[int]]:
         """Return the averages into which these checkpoints may enter: as many as one call takes, plain ones apart."""

@@ -16,6 +16,7 @@ from ema_cli.folding.kernel import (
     Spans,
     SumSpec,
     WorkspaceSize,
+    copy_together,
     overflow_limit,
 )
 from ema_cli.folding.kernel.floats import (
@@ -138,10 +139,7 @@ class NumpySums:
     def add_pieces(self, numbers: Sequence[int], pieces: Sequence[Sequence[memoryview]]) -> None:
         """Add these checkpoints: the pieces are copied together."""
         for row, parts in zip(self.rows(numbers, [0] * len(numbers)), pieces, strict=True):
-            position = 0
-            for part in parts:
-                row[position : position + len(part)] = part
-                position += len(part)
+            copy_together(parts, row)
         self.add(numbers)
 
     def _decode_rows(self, numbers: Sequence[int]) -> None:

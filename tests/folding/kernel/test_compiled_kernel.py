@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.dtypes import DTYPES
-from ema_cli.folding.kernel import Kernel, SumSpec, WeightTable, WorkspaceSize, sum_bytes
+from ema_cli.folding.kernel import BlockSums, Kernel, SumSpec, WeightTable, WorkspaceSize, sum_bytes
 from ema_cli.folding.kernel.numpy_kernel import NUMPY
 from tests.folding.kernel.products import rows_of_bits
 
@@ -63,6 +63,20 @@ def made(kernel: Kernel, spec: SumSpec, rows: Sequence[bytes], group: int, offse
 
 
 FLOATS = ["BF16", "F16", "F32", "F64"]
+
+
+def completed(sums: BlockSums, spec: SumSpec, rows: Sequence[bytes]) -> list[tuple[bool, bytes]]:
+    """Return each average of sums to which all `rows` are added, and whether it is finite."""
+
+    def load(number: int, memory: memoryview) -> None:
+        memory[:] = rows[number]
+
+    found: list[tuple[bool, bytes]] = []
+    for average in range(len(spec.weights.rows)):
+        if not (complete := sums.complete(average)):
+            sums.settle(average, load)  # which NaN comes out of two depends on the place in a tile
+        found.append((complete, bytes(sums.encode(average))))
+    return found
 
 
 @st.composite

@@ -32,16 +32,7 @@ def summed(
             sums.add(numbers)
         else:
             sums.add_pieces(numbers, [cut(random, rows[number]) for number in numbers])
-
-    def load(number: int, memory: memoryview) -> None:
-        memory[:] = rows[number]
-
-    found = []
-    for average in range(len(spec.weights.rows)):
-        if not (complete := sums.complete(average)):
-            sums.settle(average, load)  # which NaN comes out of two depends on the place in a tile
-        found.append((complete, bytes(sums.encode(average))))
-    return found
+    return tests.completed(sums, spec, rows)
 
 
 def cut(random: np.random.Generator, row: bytes) -> list[memoryview]:

@@ -58,16 +58,7 @@ def summed(
         assert end.seconds > 0
         for file in files:
             os.close(file)
-
-    def load(number: int, memory: memoryview) -> None:
-        memory[:] = rows[number]
-
-    found: list[tuple[bool, bytes]] = []
-    for average in range(len(spec.weights.rows)):
-        if not (complete := sums.complete(average)):
-            sums.settle(average, load)  # which NaN comes out of two depends on the place in a tile
-        found.append((complete, bytes(sums.encode(average))))
-    return found
+    return tests.completed(sums, spec, rows)
 
 
 @every_variant
