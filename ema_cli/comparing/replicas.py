@@ -12,9 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.storage.replicas import Replicas, differs
+from ema_cli.storage.replicas import Replicas, differing_buffers, differs
 from ema_cli.system.threads import reading_pool
-from ema_cli.text import first_few
 
 _STEP = 1 << 19  # bytes; each thread holds two such blocks
 _BATCH = 1024  # tensors that are handed to the threads at once
@@ -38,8 +37,7 @@ def check_replicas(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]
         for checkpoint in checkpoints:
             buffers = dict.fromkeys(_buffers_that_differ(checkpoint, pool))
             if buffers:
-                named = first_few(list(buffers))
-                notes.append(f"{checkpoint.name}: buffers that differ between ranks are those of the first: {named}")
+                notes.append(f"{checkpoint.name}: {differing_buffers(list(buffers))}")
     return notes
 
 

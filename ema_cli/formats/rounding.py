@@ -6,7 +6,6 @@ import struct
 from array import array
 from collections.abc import Sequence
 
-_INFINITE = {False: 0x7C00, True: 0xFC00}  # of float16
 _SIGN, _MAGNITUDE = 0x8000, 0x7FFF
 _LEAST_NORMAL = {"BF16": 0x0080, "F16": 0x0400}
 _INFINITY = {"BF16": 0x7F80, "F16": 0x7C00}
@@ -51,4 +50,4 @@ def _half(number: float) -> int:
     try:
         return int.from_bytes(struct.pack("<e", number), "little")
     except OverflowError:
-        return _INFINITE[number < 0]
+        return _INFINITY["F16"] | (_SIGN if number < 0 else 0)

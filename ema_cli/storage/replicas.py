@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
+from ema_cli.storage.source import InputFile
+from ema_cli.text import first_few
+
+OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,21 @@ class Replicas:
     nbytes: int
     each: Sequence[Replica]
     hint: str | None
+
+
+def replica_in(file: InputFile, first: int) -> Replica:
+    """Return what begins at byte `first` of a file."""
+    return Replica(file.path, partial(_read_from, file, first))
+
+
+def _read_from(file: InputFile, first: int, start: int, out: memoryview) -> None:
+    """Fill `out` from byte `start` of what begins at byte `first`."""
+    file.read_into(first + start, out)
+
+
+def differing_buffers(names: Sequence[str]) -> str:
+    """Return what is said of buffers of which ranks have different values."""
+    return f"buffers that differ between ranks are those of the first: {first_few(names)}"
 
 
 def no_replicas() -> tuple[Replicas, ...]:

@@ -18,13 +18,13 @@ from ema_cli.formats.trainers.folders import OLMO_STATE, OLMO_TRAIN
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.trainers.olmo import olmo_progress
 from ema_cli.storage.location import location
+from ema_cli.storage.replicas import OTHER_SAVES
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.storage.source import InputFile
 
 _MODEL = "model"
 _OF_RANK = re.compile(r"^rank(0|[1-9][0-9]{0,5})\.pt$")
 _MAX_RANKS = 1 << 20
-_OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
 
 
 def matches(path: Path) -> bool:
@@ -103,10 +103,10 @@ def _check_one_save(first: _State, states: Iterable[_State], files: Mapping[int,
             other = first.progress.clocks.get(unit, clock)
             if other.value != clock.value:
                 fact = f"was saved at {clock.value}{unit}, and {OLMO_STATE} at {other.value}{unit}"
-                raise CheckpointError(fact, subject=state.file.path, hint=_OTHER_SAVES)
+                raise CheckpointError(fact, subject=state.file.path, hint=OTHER_SAVES)
         if state.ranks not in (None, ranks):
             fact = f"was saved by {state.ranks} ranks, and {OLMO_STATE} by {ranks}"
-            raise CheckpointError(fact, subject=state.file.path, hint=_OTHER_SAVES)
+            raise CheckpointError(fact, subject=state.file.path, hint=OTHER_SAVES)
 
 
 def _find(path: Path) -> Path | None:

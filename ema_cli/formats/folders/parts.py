@@ -33,15 +33,13 @@ from ema_cli.formats.trainers.names import (
 from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, is_called, parts_of
 from ema_cli.storage.location import location
 from ema_cli.storage.names import plain
-from ema_cli.storage.replicas import Replica, Replicas
+from ema_cli.storage.replicas import OTHER_SAVES, Replica, Replicas, differing_buffers
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.text import first_few
 
 _NUMBER = re.compile(r"[0-9]+")
 _TORCH = Reader(torch_file.matches, torch_file.open_part)
 _READERS = (several.READER, refused.READER, safetensors_file.READER, _TORCH)
-_BUFFERS = "buffers that differ between ranks are those of the first: {}"
-_OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
 _MAX_FOLDERS = 2  # around a file that may be those of ranks: rank0/step-10/model.pt
 
 
@@ -90,7 +88,7 @@ def _open(path: Path, paths: Sequence[Path], options: ReadOptions) -> Checkpoint
                 name=path.name,
                 path=path,
                 files=tuple(file for part in parts for file in part.files),
-                warnings=(*first.warnings, *([_BUFFERS.format(first_few(differing))] if differing else [])),
+                warnings=(*first.warnings, *([differing_buffers(differing)] if differing else [])),
                 notes=(*first.notes, note),
                 replicas=partial(_replicas, paths, options),
             )
@@ -194,7 +192,7 @@ def _replicas(paths: Sequence[Path], options: ReadOptions) -> Iterator[Replicas]
         if may_differ and (options.copies(name) or not _begins_alike(parts, name)):
             continue
         each = [Replica(part.path, partial(part.tensors.read_into, name)) for part in parts]
-        yield Replicas(name, spec.nbytes, each, None if may_differ else _OTHER_SAVES)
+        yield Replicas(name, spec.nbytes, each, None if may_differ else OTHER_SAVES)
 
 
 def _apart(path: Path, other: Path) -> str:

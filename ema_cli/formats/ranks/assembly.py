@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import field
-from functools import partial
 from itertools import groupby
 from math import prod
 
@@ -23,11 +22,10 @@ from ema_cli.formats.ranks.table import Part, RankTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.trainers.names import BATCH_STATISTICS
-from ema_cli.storage.replicas import Replica, Replicas, differs
+from ema_cli.storage.replicas import OTHER_SAVES, Replicas, differs, replica_in
 from ema_cli.storage.source import InputFile
 from ema_cli.text import first_few, plural
 
-OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
 _GATHERED = "save it with torch.distributed.checkpoint, or whole: tensor.full_tensor()"
 _MAX_WORK = 1 << 23  # blocks and boxes, of all tensors at all ranks
 _FLAT = ("_flat_param", "flat_param")  # of FSDP's LOCAL_STATE_DICT
@@ -236,10 +234,7 @@ class Assembly:
                 continue
             for size, placed in stored.repeated():
                 if len(placed) > 1 and size:
-                    each = [
-                        Replica(files[number].path, partial(_read_from, files[number], start))
-                        for number, start, _ in placed
-                    ]
+                    each = [replica_in(files[number], start) for number, start, _ in placed]
                     yield Replicas(name, size, each, _hint(name, stored) if refused else None)
 
     def _check_cover(self, name: str, spec: TensorSpec, boxes: list[Box], cover: CoverCheck) -> None:
@@ -281,11 +276,6 @@ def _hint(name: str, stored: _Stored) -> str:
     if stored.is_cut:
         return OTHER_SAVES
     return f"where it is a buffer that each rank counts for itself, copy it from the first: {option('copy', name)}"
-
-
-def _read_from(file: InputFile, first: int, start: int, out: memoryview) -> None:
-    """Fill `out` from byte `start` of what begins at byte `first` of a file."""
-    file.read_into(first + start, out)
 
 
 def share_of_rank(name: str, value: TensorRef | Wrapped, file: InputFile) -> Share:

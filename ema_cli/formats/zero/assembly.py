@@ -24,7 +24,7 @@ from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape
-from ema_cli.storage.replicas import Replica, Replicas
+from ema_cli.storage.replicas import Replica, Replicas, replica_in
 from ema_cli.storage.source import InputFile
 
 _KEPT_WIDE = (
@@ -186,14 +186,8 @@ def _replicas(
 ) -> Iterator[Replicas]:
     """Yield what several ranks have of frozen parameters, and their buffers; see `Assembly.repeated`."""
     for name, nbytes, places in repeated:
-        each = [Replica(files[number].path, partial(_read_from, files[number], start)) for number, start in places]
-        yield Replicas(name, nbytes, each, OTHER_SAVES)
+        yield Replicas(name, nbytes, [replica_in(files[number], start) for number, start in places], OTHER_SAVES)
     yield from _buffers(states, options)
-
-
-def _read_from(file: InputFile, first: int, start: int, out: memoryview) -> None:
-    """Fill `out` from byte `start` of what begins at byte `first` of a file."""
-    file.read_into(first + start, out)
 
 
 def _buffers(states: Sequence[tuple[Path, Tensors]], options: ReadOptions) -> Iterator[Replicas]:
