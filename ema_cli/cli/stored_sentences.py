@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from ema_cli.errors import EmaError, at_terminal
-from ema_cli.law.laws import HalfLife
+from ema_cli.law.exponential import HalfLife
 from ema_cli.law.live import NEAR_ENOUGH
 from ema_cli.law.time import Time
 from ema_cli.planning.series import at_the_end

@@ -11,8 +11,9 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.kinds import as_number
 from ema_cli.law.events import Gap
+from ema_cli.law.exponential import Smoothing
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import Smoothing, half_life_law
+from ema_cli.law.laws import half_life_law
 from ema_cli.law.power import Power
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.relative import RelativeHalfLife

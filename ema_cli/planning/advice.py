@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.law.laws import HalfLife
+from ema_cli.law.exponential import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.entry import Entry

@@ -14,7 +14,7 @@ from ema_cli.errors import RunError, option
 from ema_cli.formats.clock_hints import counters_of
 from ema_cli.formats.trainers.names import unit_before
 from ema_cli.law.bema import Bema
-from ema_cli.law.laws import HalfLife
+from ema_cli.law.exponential import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.clocks import with_clock

@@ -12,8 +12,8 @@ from math import floor
 import numpy as np
 
 from ema_cli.errors import RunError, UsageError, option
+from ema_cli.law.exponential import HalfLife
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import HalfLife
 from ema_cli.law.live import NEAR, NEAR_ENOUGH
 from ema_cli.law.profile import Moment, Stored
 from ema_cli.law.recipe import Recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 from ema_cli.cli import stored_sentences
 from ema_cli.cli.views import StoredView
 from ema_cli.errors import RunError
-from ema_cli.law.laws import HalfLife
+from ema_cli.law.exponential import HalfLife
 from ema_cli.law.live import Schedule
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time

@@ -11,26 +11,13 @@ import pytest
 from ema_cli.errors import UsageError
 from ema_cli.law.decay import UNIFORM_SIGMA_REL, power_share
 from ema_cli.law.events import Gap
+from ema_cli.law.exponential import HalfLife, Smoothing
 from ema_cli.law.law import Law, LiveLaw
-from ema_cli.law.laws import LAW_KEYS, PROFILES, HalfLife, Smoothing, make_law
+from ema_cli.law.laws import LAW_KEYS, PROFILES, make_law
 from ema_cli.law.plain_profiles import Cosine, InverseSquareRoot, Linear, SquareRoot, Uniform
 from ema_cli.law.power import Power
 from ema_cli.law.relative import RelativeHalfLife
 from ema_cli.law.time import Time, Unit
-
-
-def test_after_one_half_life_the_old_average_counts_half():
-    """After one half-life the old average counts half, after two a quarter; 0 keeps nothing, infinity all."""
-    gap = Gap(Fraction(10), 2, Fraction(11))
-    assert HalfLife(Time.parse("10ba")).share(gap, Fraction(50)) == pytest.approx(0.5)
-    assert HalfLife(Time.parse("5ba")).share(gap, Fraction(50)) == pytest.approx(0.75)
-    assert HalfLife(Time.parse("0ba")).share(gap, Fraction(50)) == 1
-    assert HalfLife(Time.parse("infba")).share(gap, Fraction(50)) == 0
-
-
-def test_smoothing_is_per_update():
-    """Two updates at once keep the square of what one keeps."""
-    assert Smoothing(0.9).share(Gap(Fraction(10), 2, Fraction(11)), Fraction(50)) == pytest.approx(1 - 0.81)
 
 
 @pytest.mark.slow
@@ -89,20 +76,6 @@ def test_every_profile_is_a_law():
 def test_four_laws_can_be_applied_live():
     """Profiles that end at a clock need to know it, and are for checkpoints."""
     assert [isinstance(law, LiveLaw) for law, _, _ in LAWS] == [True] * 5 + [False] * 6
-
-
-def test_equal_laws_are_one_key():
-    """Half-lives are equal as numbers, exact or not."""
-    assert len({HalfLife(Time(50.0, Unit.BATCH)), HalfLife(Time.parse("50ba"))}) == 1
-    assert HalfLife(Time.parse("50ba")) != HalfLife(Time.parse("50ep"))
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.0000001, math.nan, math.inf])
-def test_a_smoothing_outside_of_0_to_1_is_refused(value: float):
-    """The option is named, with its value."""
-    with pytest.raises(UsageError, match=r"is not in \[0, 1\]$") as raised:
-        Smoothing(value)
-    assert raised.value.option == "smoothing"
 
 
 @pytest.mark.parametrize("width", [0.0, -0.1, 0.29, math.nan])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ema_cli.errors import UsageError
+from ema_cli.law.exponential import HalfLife, Smoothing
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import HalfLife, Smoothing
 from ema_cli.law.live import Schedule, live_law_from_dict, live_law_to_dict
 from ema_cli.law.power import Power
 from ema_cli.law.relative import RelativeHalfLife

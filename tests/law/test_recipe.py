@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ema_cli.errors import UsageError
-from ema_cli.law.laws import HalfLife, Smoothing
+from ema_cli.law.exponential import HalfLife, Smoothing
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import EVERY, Time, Unit
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ema_cli.law.events import Gap
+from ema_cli.law.exponential import HalfLife, Smoothing
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import HalfLife, Smoothing
 from ema_cli.law.power import Power
 from ema_cli.law.rounding import Measured, kept, spread_of
 from ema_cli.law.time import Time, Unit

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ema_cli.law.events import Events
+from ema_cli.law.exponential import HalfLife, Smoothing
 from ema_cli.law.law import LiveLaw
-from ema_cli.law.laws import HalfLife, Smoothing
 from ema_cli.law.power import Power
 from ema_cli.law.profile import Moment, Stored, share_before
 from ema_cli.law.relative import RelativeHalfLife

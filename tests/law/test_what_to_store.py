@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.law.laws import HalfLife
+from ema_cli.law.exponential import HalfLife
 from ema_cli.law.profile import Moment, Stored
 from ema_cli.law.synthesis import Profiles
 from ema_cli.law.time import Time, Unit

@@ -11,7 +11,7 @@ from torch import nn
 
 from ema_cli import EMA, Time, Unit
 from ema_cli.errors import UsageError
-from ema_cli.law.laws import HalfLife, Smoothing
+from ema_cli.law.exponential import HalfLife, Smoothing
 from ema_cli.law.power import Power
 
 
