@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError
 from ema_cli.formats.arrays.reader import FORMATS, open_container
-from ema_cli.formats.safetensors.header import SafetensorsTensors
+from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.torch_save.file import open_torch
 
 

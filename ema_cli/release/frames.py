@@ -19,7 +19,7 @@ from ema_cli.formats.copies.description import CannotCut
 from ema_cli.formats.copies.lightning import STATE_DICT, lightning_facts
 from ema_cli.formats.dcp.writer import lay_out_shard, shard_metadata
 from ema_cli.formats.mark import METADATA_KEY, parse_mark
-from ema_cli.formats.safetensors.header import SafetensorsTensors
+from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.safetensors.writer import SafetensorsOutput
 from ema_cli.formats.torch_save.writer import Part, lay_out_checkpoint, lay_out_torch_file
 from ema_cli.formats.trainers.folders import DCP_METADATA

@@ -16,7 +16,7 @@ from ema_cli.formats.boxes import parts_of_box
 from ema_cli.formats.cut import CutTensors
 from ema_cli.formats.dcp.tensors import DcpTensors
 from ema_cli.formats.pieces.tensors import PiecedTensors
-from ema_cli.formats.safetensors.header import SafetensorsTensors
+from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.shards import PlacedTensors, ShardedTensors
 from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.formats.trainers.prefixes import Renamed

@@ -20,8 +20,9 @@ from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable
-from ema_cli.formats.safetensors.header import SafetensorsTensors, header_digest, header_text, read_header
+from ema_cli.formats.safetensors.header import header_digest, header_text, read_header
 from ema_cli.formats.safetensors.offsets import SHARDING_INFO, OffsetReader
+from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.storage.location import location

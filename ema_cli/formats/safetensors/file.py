@@ -13,8 +13,9 @@ from ema_cli.formats.before import Before
 from ema_cli.formats.mark import MADE_HERE, METADATA_KEY, parse_mark
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
-from ema_cli.formats.safetensors.header import SafetensorsTensors, open_file
+from ema_cli.formats.safetensors.header import open_file
 from ema_cli.formats.safetensors.offsets import saved_offsets
+from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import averaged_model, choose, settle_averages
 from ema_cli.formats.trainers.folders import RANK_SHARD

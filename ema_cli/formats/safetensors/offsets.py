@@ -14,7 +14,7 @@ from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import parse_json
-from ema_cli.formats.safetensors.header import SafetensorsTensors
+from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 
 SHARDING_INFO = "DCP_SHARDING_INFO"  # in the header's metadata: {name: {"saved_offsets": [0, 4]}}
 _OFFSETS = "saved_offsets"
