@@ -5,23 +5,22 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import field
-from itertools import groupby
 from math import prod
 
 from ema_cli.checkpoint import MAX_TENSORS, Progress, SpecTable, TensorSpec
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint, option
+from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.distributed import Share, is_cut, share_of
 from ema_cli.formats.pickles.values import TensorRef, Wrapped
 from ema_cli.formats.pieces.copies import CopyCheck
-from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, boxes_in
+from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable
 from ema_cli.formats.placements import boxes_of
+from ema_cli.formats.ranks.stored import Stored
 from ema_cli.formats.ranks.table import Part, RankTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.content import TorchFile
-from ema_cli.formats.trainers.names import BATCH_STATISTICS
 from ema_cli.storage.replicas import OTHER_SAVES, Replicas, differs, replica_in
 from ema_cli.storage.source import InputFile
 from ema_cli.text import first_few, plural
@@ -29,31 +28,6 @@ from ema_cli.text import first_few, plural
 _GATHERED = "save it with torch.distributed.checkpoint, or whole: tensor.full_tensor()"
 _MAX_WORK = 1 << 23  # blocks and boxes, of all tensors at all ranks
 _FLAT = ("_flat_param", "flat_param")  # of FSDP's LOCAL_STATE_DICT
-
-
-@dataclass(slots=True)
-class _Stored:
-    """A tensor as far as it is known.
-
-    Attributes:
-        spec: dtype and shape of the whole.
-        is_cut: whether ranks say of it that they share it: then it is a parameter.
-        numbers: for each box that of its file, its first byte there, its offsets and its lengths.
-    """
-
-    spec: TensorSpec
-    is_cut: bool
-    numbers: array[int] = field(default_factory=lambda: array("q"))
-
-    def boxes(self) -> Iterator[tuple[int, int, Box]]:
-        """Yield the boxes, each with the number of its file and its first byte there."""
-        return boxes_in(self.numbers, self.spec.shape)
-
-    def repeated(self) -> Iterator[tuple[int, list[tuple[int, int, Box]]]]:
-        """Yield each box with all ranks that have it, in the order of their files; before it, its size in bytes."""
-        boxes = sorted(self.boxes(), key=lambda placed: (placed[2].offsets, placed[2].shape, placed[0]))
-        for (_, shape), alike in groupby(boxes, key=lambda placed: (placed[2].offsets, placed[2].shape)):
-            yield self.spec.dtype.nbytes(prod(shape)), list(alike)
 
 
 @dataclass(slots=True)
@@ -68,7 +42,7 @@ class Assembly:
     files: dict[int, InputFile] = field(default_factory=dict)
     ranks: int = 0
     _named: dict[str, None] = field(default_factory=dict)
-    _stored: dict[str, _Stored] = field(default_factory=dict)
+    _stored: dict[str, Stored] = field(default_factory=dict)
     _shapes: dict[str, Shape] = field(default_factory=dict)
     _specs: SpecTable = field(default_factory=SpecTable)
     _work: int = 0
@@ -161,11 +135,11 @@ class Assembly:
         if self._work > _MAX_WORK:
             raise CheckpointError("it is cut into too many parts to be read", subject=file.path)
 
-    def _tensor(self, part: Part, file: InputFile) -> _Stored:
+    def _tensor(self, part: Part, file: InputFile) -> Stored:
         """Return the tensor of a name, which all ranks must describe alike."""
         stored = self._stored.get(part.name)
         if stored is None:
-            stored = self._stored[part.name] = _Stored(part.spec, part.is_cut)
+            stored = self._stored[part.name] = Stored(part.spec, part.is_cut)
         same = stored.spec is part.spec or stored.spec == part.spec
         if not same or stored.is_cut != part.is_cut:
             raise CheckpointError(
@@ -194,9 +168,9 @@ class Assembly:
                 raise self._not_covered(f"'{name}': no rank has a part of it")
             key = stored.spec, stored.numbers.tobytes()  # equal for tied tensors
             if key not in numbers:
-                kept, other = self._without_copies(stored, copies)
+                kept, other = stored.once(copies)
                 self._check_cover(name, stored.spec, [box for _, _, box in kept], cover)
-                if other is not None and _is_refused(name, stored, cutting, options):
+                if other is not None and stored.is_refused(name, cutting, options):
                     raise self._differs(name, stored, kept[0][0], other)
                 differing += [name] if other is not None and not options.copies(name) else []
                 numbers[key] = table.add_boxes(stored.spec, kept)
@@ -209,33 +183,22 @@ class Assembly:
         spec = self._stored[name].spec
         return self._specs.spec(spec.dtype, self._shapes.get(name, spec.shape))
 
-    def _without_copies(self, stored: _Stored, copies: CopyCheck) -> tuple[list[tuple[int, int, Box]], int | None]:
-        """Return each box once, from the first rank that has it, and the number of a file in which one differs."""
-        kept: list[tuple[int, int, Box]] = []
-        different = None
-        for size, (first, *others) in stored.repeated():
-            kept.append(first)
-            for other in others:
-                if different is None and not copies.alike(size, first[:2], other[:2]):
-                    different = other[0]
-        return kept, different
-
     def replicas(self, options: ReadOptions) -> Iterator[Replicas]:
         """Yield what several ranks have, unless it was said of it already that they differ, or that they may."""
         files = list(self.files.values())
         copies, seen, cutting = CopyCheck(files), set[tuple[TensorSpec, bytes]](), self._cutting()
         for name, stored in self._stored.items():
             key = stored.spec, stored.numbers.tobytes()  # equal for tied tensors
-            refused = _is_refused(name, stored, cutting, options)
+            refused = stored.is_refused(name, cutting, options)
             if key in seen or (not refused and options.copies(name)):
                 continue
             seen.add(key)
-            if not refused and self._without_copies(stored, copies)[1] is not None:
+            if not refused and stored.once(copies)[1] is not None:
                 continue
             for size, placed in stored.repeated():
                 if len(placed) > 1 and size:
                     each = [replica_in(files[number], start) for number, start, _ in placed]
-                    yield Replicas(name, size, each, _hint(name, stored) if refused else None)
+                    yield Replicas(name, size, each, stored.hint(name) if refused else None)
 
     def _check_cover(self, name: str, spec: TensorSpec, boxes: list[Box], cover: CoverCheck) -> None:
         try:
@@ -254,28 +217,9 @@ class Assembly:
         """Return the modules that have parameters that are cut."""
         return {name.rpartition(".")[0] for name, stored in self._stored.items() if stored.is_cut}
 
-    def _differs(self, name: str, stored: _Stored, first: int, other: int) -> CheckpointError:
+    def _differs(self, name: str, stored: Stored, first: int, other: int) -> CheckpointError:
         paths = [file.path for file in self.files.values()]
-        return differs(name, paths[first], paths[other], _hint(name, stored))
-
-
-def _is_refused(name: str, stored: _Stored, cutting: set[str], options: ReadOptions) -> bool:
-    """Return whether ranks must not differ in a tensor, as in a parameter, or in what may be one.
-
-    Where a module has parameters that are cut, what it has whole is no parameter, but a buffer.
-    """
-    if stored.is_cut:
-        return True
-    around, _, last = name.rpartition(".")
-    is_buffer = not stored.spec.dtype.averaged or last in BATCH_STATISTICS or around in cutting
-    return not is_buffer and not options.copies(name)
-
-
-def _hint(name: str, stored: _Stored) -> str:
-    """Say what to do where ranks differ in a tensor, and must not."""
-    if stored.is_cut:
-        return OTHER_SAVES
-    return f"where it is a buffer that each rank counts for itself, copy it from the first: {option('copy', name)}"
+        return differs(name, paths[first], paths[other], stored.hint(name))
 
 
 def share_of_rank(name: str, value: TensorRef | Wrapped, file: InputFile) -> Share:
