@@ -157,6 +157,9 @@ class Unfinished(IncompleteCheckpoint):
 CUT_SHORT = "it is still being written, or was cut short: wait, or bring a whole copy"
 """The hint where a file ends too early: from the file alone nobody knows why."""
 
+OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
+"""The hint where the files of one checkpoint do not fit each other."""
+
 
 class NoWeights(CheckpointError):
     """A readable file without model weights in it. A search passes it over, unless its name is a checkpoint's."""

@@ -11,8 +11,6 @@ from ema_cli.errors import CheckpointError
 from ema_cli.storage.source import InputFile
 from ema_cli.text import first_few
 
-OTHER_SAVES = "the files are of different saves, or one is damaged: bring whole copies of all of them"
-
 
 @dataclass(frozen=True, slots=True)
 class Replica:

@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from ema_cli.checkpoint import Run, StoredRecord, Tensors, TensorSpec, shared
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import OTHER_SAVES, CheckpointError
 from ema_cli.formats.boxes import Box, parts_of_box, read_box
 from ema_cli.formats.dcp.pieces import Records, StoredTensor, find_clash
 from ema_cli.formats.dcp.records import RecordReader
@@ -178,7 +178,7 @@ class DcpTensors:
                 raise CheckpointError(
                     f"'{name}' is stored as something else than its folder's .metadata says",
                     subject=file.path,
-                    hint="the files of the folder are of different saves",
+                    hint=OTHER_SAVES,
                 )
             if len(self._opened) >= _MAX_OPENED:
                 self._opened.clear()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Progress
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import OTHER_SAVES, CheckpointError
 from ema_cli.formats.beginning import names_flat
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
@@ -18,7 +18,6 @@ from ema_cli.formats.trainers.folders import OLMO_STATE, OLMO_TRAIN
 from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.trainers.olmo import olmo_progress
 from ema_cli.storage.location import location
-from ema_cli.storage.replicas import OTHER_SAVES
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.storage.source import InputFile
 

@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 
 from ema_cli.checkpoint import Checkpoint, Pretrained
-from ema_cli.errors import CheckpointError, CutBetweenRanks, EmaError, IncompleteCheckpoint, NoWeights
+from ema_cli.errors import OTHER_SAVES, CheckpointError, CutBetweenRanks, EmaError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.beginning import names_shares
 from ema_cli.formats.folders import refused, several
 from ema_cli.formats.options import ReadOptions
@@ -33,7 +33,7 @@ from ema_cli.formats.trainers.names import (
 from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, is_called, parts_of
 from ema_cli.storage.location import location
 from ema_cli.storage.names import plain
-from ema_cli.storage.replicas import OTHER_SAVES, Replica, Replicas, differing_buffers
+from ema_cli.storage.replicas import Replica, Replicas, differing_buffers
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.text import first_few
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import MAX_ELEMENTS, MAX_TENSORS, SpecTable, TensorSpec
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape, make_box
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable
@@ -28,7 +28,6 @@ from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 
-_OTHER_SAVES = "the files of the folder are of different saves, or one is damaged: bring whole copies of all of them"
 _NAME_BYTES = 400  # that the tables of a tensor take, about
 
 
@@ -131,7 +130,7 @@ class _Joining:
                 raise CheckpointError(
                     f"its piece of '{name}' is {spec}, and that in {other} is {held[0].spec}",
                     subject=file.file.path,
-                    hint=_OTHER_SAVES,
+                    hint=OTHER_SAVES,
                 )
             held.append(_Held(alike, spec, first))
             first += len(spec.shape)
@@ -184,7 +183,7 @@ class _Joining:
         try:
             self._cover.check(shape, [box for _, _, box in boxes])
         except Damaged as error:
-            raise CheckpointError(f"'{name}': {error}", subject=self.folder, hint=_OTHER_SAVES) from None
+            raise CheckpointError(f"'{name}': {error}", subject=self.folder, hint=OTHER_SAVES) from None
         return spec, self.table.add_boxes(spec, boxes)
 
     def _missing(self) -> str:

@@ -9,7 +9,7 @@ from math import prod
 
 from ema_cli.checkpoint import MAX_TENSORS, Progress, SpecTable, TensorSpec
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.distributed import Share, is_cut, share_of
@@ -21,7 +21,7 @@ from ema_cli.formats.ranks.stored import Stored
 from ema_cli.formats.ranks.table import Part, RankTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.content import TorchFile
-from ema_cli.storage.replicas import OTHER_SAVES, Replicas, differs, replica_in
+from ema_cli.storage.replicas import Replicas, differs, replica_in
 from ema_cli.storage.source import InputFile
 from ema_cli.text import first_few, plural
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Progress, Tensors
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, EmaError, UsageError, option
+from ema_cli.errors import OTHER_SAVES, CheckpointError, EmaError, UsageError, option
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.ranks.assembly import Assembly
@@ -22,7 +22,7 @@ from ema_cli.formats.trainers.choice import settle_averages
 from ema_cli.formats.trainers.layout import StateDict
 from ema_cli.formats.trainers.places import select_tensors
 from ema_cli.storage.location import location
-from ema_cli.storage.replicas import OTHER_SAVES, Replicas
+from ema_cli.storage.replicas import Replicas
 from ema_cli.storage.source import InputFile
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, Unreadable
+from ema_cli.errors import OTHER_SAVES, CheckpointError, Unreadable
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.storage.location import location
-from ema_cli.storage.replicas import OTHER_SAVES
 from ema_cli.storage.source import InputFile
 
 _MODEL, _BESIDE = "model_world_size_", "extra_state_world_size_"

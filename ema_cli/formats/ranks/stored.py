@@ -10,13 +10,12 @@ from math import prod
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import option
+from ema_cli.errors import OTHER_SAVES, option
 from ema_cli.formats.boxes import Box
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pieces.copies import CopyCheck
 from ema_cli.formats.pieces.tensors import boxes_in
 from ema_cli.formats.trainers.names import BATCH_STATISTICS
-from ema_cli.storage.replicas import OTHER_SAVES
 
 
 @dataclass(slots=True)

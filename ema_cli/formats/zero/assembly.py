@@ -10,7 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import OTHER_SAVES, CheckpointError
 from ema_cli.formats.boxes import Box
 from ema_cli.formats.cut import CutTensors
 from ema_cli.formats.options import MASTERS_TAKEN, ReadOptions
@@ -21,7 +21,6 @@ from ema_cli.formats.torch_save.file import from_torch
 from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.trainers.prefixes import Renamed
-from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape
 from ema_cli.storage.replicas import Replica, Replicas, replica_in

@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, TensorSpec
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import OTHER_SAVES, CheckpointError
 from ema_cli.formats.options import ReadOptions, no_masters_error
 from ema_cli.formats.trainers.folders import DEEPSPEED_OPTIMIZER
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.assembly import Assembly
-from ema_cli.formats.zero.cutting import OTHER_SAVES, cut_each, cut_rows, dtype_of, join_fragments
+from ema_cli.formats.zero.cutting import cut_each, cut_rows, dtype_of, join_fragments
 from ema_cli.formats.zero.saved import RankFile, open_model_states, open_optimizer_states
 from ema_cli.formats.zero.tables import ModelTables, Vector, read_model_tables, vectors_at
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import OTHER_SAVES, CheckpointError
 from ema_cli.formats.boxes import CoverCheck, Damaged
 from ema_cli.formats.cut import CutTensors, Part
 from ema_cli.formats.pickles.values import TensorRef
@@ -22,7 +22,6 @@ from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.tensors import TorchTensors
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.assembly import Assembly
-from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.saved import RankFile
 from ema_cli.formats.zero.tables import ModelTables, Shape, vectors_at
 from ema_cli.formats.zero.tensor_ranks import Unknown, map_of, parts_by_record, parts_in_map, whole_parts, whole_shape

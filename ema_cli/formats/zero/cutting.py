@@ -13,11 +13,9 @@ from itertools import accumulate
 from math import prod
 
 from ema_cli.dtypes import DType
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import OTHER_SAVES, CheckpointError
 from ema_cli.formats.pieces.tensors import Run
 from ema_cli.formats.zero.tables import Partition, Shape, Vector
-
-OTHER_SAVES = "the files of the folder are of different saves, or one is damaged: bring whole copies of all of them"
 
 
 class Row:

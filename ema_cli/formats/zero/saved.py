@@ -7,13 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
 from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.folders import DEEPSPEED_MODEL, DEEPSPEED_OPTIMIZER, DEEPSPEED_PART
 from ema_cli.formats.trainers.nested import dig
-from ema_cli.formats.zero.cutting import OTHER_SAVES
 from ema_cli.formats.zero.tables import Partition, read_partition
 from ema_cli.storage.location import location
 from ema_cli.storage.side_by_side import side_by_side

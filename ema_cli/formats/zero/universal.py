@@ -12,7 +12,7 @@ from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.content import TorchFile
@@ -22,7 +22,7 @@ from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
 from ema_cli.formats.zero.cut_model import CutModel
-from ema_cli.formats.zero.cutting import OTHER_SAVES, Row
+from ema_cli.formats.zero.cutting import Row
 from ema_cli.formats.zero.saved import RankFile, open_model_states, open_tensor_ranks
 from ema_cli.formats.zero.tables import ModelTables, Shape, vectors_at
 from ema_cli.storage.location import location
