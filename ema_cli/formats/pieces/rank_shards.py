@@ -14,7 +14,7 @@ from math import prod
 from operator import add
 from pathlib import Path
 
-from ema_cli.checkpoint import MAX_ELEMENTS, MAX_TENSORS, SpecTable, TensorSpec
+from ema_cli.checkpoint import MAX_ELEMENTS, MAX_TENSORS, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
@@ -24,6 +24,7 @@ from ema_cli.formats.safetensors.header import header_digest, header_text, read_
 from ema_cli.formats.safetensors.offsets import SHARDING_INFO, OffsetReader
 from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.shards import ShardedTensors
+from ema_cli.formats.spec_table import SpecTable
 from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile

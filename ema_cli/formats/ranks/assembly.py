@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from math import prod
 
-from ema_cli.checkpoint import MAX_TENSORS, Progress, SpecTable, TensorSpec
+from ema_cli.checkpoint import MAX_TENSORS, Progress, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.boxes import Box, CoverCheck, Damaged, Shape
@@ -19,6 +19,7 @@ from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable
 from ema_cli.formats.placements import boxes_of
 from ema_cli.formats.ranks.stored import Stored
 from ema_cli.formats.ranks.table import Part, RankTable
+from ema_cli.formats.spec_table import SpecTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.storage.replicas import Replicas, differs, replica_in

@@ -17,13 +17,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, SpecTable, TensorSpec, check_tensor_name
+from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, TensorSpec, check_tensor_name
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DTYPES, DType
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.before import Before
 from ema_cli.formats.json_text import parse_json, unique
 from ema_cli.formats.safetensors.tensors import SafetensorsTensors
+from ema_cli.formats.spec_table import SpecTable
 from ema_cli.storage.location import location
 from ema_cli.storage.source import InputFile
 from ema_cli.system.memory import give_back

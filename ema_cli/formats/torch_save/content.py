@@ -12,13 +12,14 @@ from operator import is_
 from pathlib import Path
 from typing import Any
 
-from ema_cli.checkpoint import MAX_TENSORS, SpecTable, TensorSpec, check_tensor_name
+from ema_cli.checkpoint import MAX_TENSORS, TensorSpec, check_tensor_name
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import TORCH_DTYPES, DType
 from ema_cli.errors import CheckpointError, CutBetweenRanks
 from ema_cli.formats.before import Before
 from ema_cli.formats.pickles.distributed import is_cut, whole_of
 from ema_cli.formats.pickles.values import Inert, Refused, TensorRef
+from ema_cli.formats.spec_table import SpecTable
 from ema_cli.formats.torch_save.archive import Span
 from ema_cli.formats.torch_save.tensors import IN_ORDER, TorchTensors, View, is_contiguous
 from ema_cli.storage.source import ByteSource

@@ -7,7 +7,7 @@ from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint, SpecTable, Tensors, TensorSpec
+from ema_cli.checkpoint import Checkpoint, Tensors, TensorSpec
 from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import OTHER_SAVES, CheckpointError
@@ -17,6 +17,7 @@ from ema_cli.formats.options import MASTERS_TAKEN, ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.pieces.tensors import PiecedTensors, PieceTable, Run
 from ema_cli.formats.shards import ShardedTensors
+from ema_cli.formats.spec_table import SpecTable
 from ema_cli.formats.torch_save.file import from_torch
 from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.trainers.nested import dig
