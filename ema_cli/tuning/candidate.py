@@ -6,7 +6,6 @@ To sum up and to wait for the disk takes as long as to average, and all candidat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +26,9 @@ from ema_cli.storage.info import Info
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.system.progress import ProgressCallback, part_of
-from ema_cli.system.threads import thread_errors
 from ema_cli.writing.files import read_all_back, write_small_files
 from ema_cli.writing.loading import loading_notes
+from ema_cli.writing.open_files import finishing
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target
@@ -157,14 +156,8 @@ def _settle(paths: Sequence[Path], threads: int) -> list[str]:
         for path in paths:
             streams.append(OutputStream(path, shared=True))
             stack.callback(streams[-1].close)
-        pool = stack.enter_context(ThreadPoolExecutor(max(threads, 2), "finish"))
-        with thread_errors():
-            try:
-                synced = pool.map(OutputStream.sync, streams)
-                sums = list(pool.map(OutputStream.sha256, streams))
-                list(synced)
-            except BaseException:
-                for stream in streams:
-                    stream.give_up()
-                raise
+        with finishing(streams, max(threads, 2)) as pool:
+            synced = pool.map(OutputStream.sync, streams)
+            sums = list(pool.map(OutputStream.sha256, streams))
+            list(synced)
     return sums

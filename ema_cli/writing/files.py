@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,7 @@ from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.memory import give_back
-from ema_cli.system.threads import thread_errors
-from ema_cli.writing.open_files import OpenFiles
+from ema_cli.writing.open_files import OpenFiles, finishing
 from ema_cli.writing.outputs import Output, is_large
 from ema_cli.writing.target import Target
 
@@ -187,13 +185,8 @@ def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]],
 
     if any(not isinstance(stream, OutputStream) for _, stream in files):
         threads = 1  # what is left is sent: of one after another, as memory was planned for
-    with thread_errors(), ThreadPoolExecutor(threads, "finish") as pool:
-        try:
-            return list(pool.map(finish, *zip(*files, strict=True)))
-        except BaseException:
-            for _, stream in files:
-                stream.give_up()
-            raise
+    with finishing([stream for _, stream in files], threads) as pool:
+        return list(pool.map(finish, *zip(*files, strict=True)))
 
 
 def write_small_files(

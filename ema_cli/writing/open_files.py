@@ -1,8 +1,10 @@
-"""The open files of a sink: made one by one, given up and closed together."""
+"""The open files of a sink: made one by one, finished, given up and closed together."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from ema_cli.formats.output_file import FramedFile, OutputFile
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Sender
+from ema_cli.system.threads import thread_errors
 
 if TYPE_CHECKING:
     from ema_cli.storage.store_stream import StoreStream
@@ -69,3 +72,19 @@ class OpenFiles:
         with ExitStack() as stack:
             for stream in self.streams:
                 stack.callback(stream.close)
+
+
+@contextmanager
+def finishing(streams: Sequence[OutputStream | StoreStream], threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool whose threads bring files to the disk and sum them up. After an error none waits for a sum.
+
+    Raises:
+        EmaError: where no thread can be started.
+    """
+    with thread_errors(), ThreadPoolExecutor(threads, "finish") as pool:
+        try:
+            yield pool
+        except BaseException:
+            for stream in streams:
+                stream.give_up()
+            raise
