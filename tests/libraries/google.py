@@ -6,18 +6,16 @@ has a generation, a new one each time it is put, and a request may ask for one.
 
 from __future__ import annotations
 
-import http.client
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from itertools import count
 
-from tests.storage.loopback import serving
+from tests.storage.loopback import Answer, Handler, serving
 
-_HOPS = {"connection", "transfer-encoding", "keep-alive", "authorization", "host"}
 _CONDITION = "x-goog-if-generation-match"
+_OWN = {"authorization", "host", _CONDITION}  # headers that are not passed on
 # By it moto knows that a user asks; it checks no signature.
 _SIGNED = "AWS4-HMAC-SHA256 Credential=key/20240101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none"
 
@@ -42,13 +40,12 @@ class Google:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     google: Google
 
     def handle_any(self) -> None:
         """Pass a request on, if the generation is the one that it asks for."""
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         google, key = self.google, self.path.partition("?")[0]
         google.asked.append((self.command, self.path))
         wanted = self.headers.get(_CONDITION)
@@ -60,47 +57,28 @@ class _Handler(BaseHTTPRequestHandler):
             if int(wanted) == google.generations.get(key, 0):
                 self._pass(key, body)
             else:
-                self._answer(412, {}, b"<Error><Message>the generation is another one</Message></Error>")
+                self.give(Answer(412, b"<Error><Message>the generation is another one</Message></Error>"))
 
     def _pass(self, key: str, body: bytes) -> None:
         google = self.google
-        upstream = http.client.HTTPConnection(google.upstream, timeout=60)
         headers = {
             name.replace("x-goog-copy-source", "x-amz-copy-source"): value
             for name, value in self.headers.items()
-            if name.lower() not in _HOPS and name.lower() != _CONDITION
+            if name.lower() not in _OWN
         }
-        with closing(upstream):
-            upstream.request(self.command, self.path, body, {**headers, "Authorization": _SIGNED})
-            answer = upstream.getresponse()
-            content = answer.read()
+        answer = self.ask(google.upstream, body, {**headers, "Authorization": _SIGNED})
         with google.lock:
             if answer.status < 300 and self._makes():
                 google.generations[key] = next(google.numbers)
             elif answer.status < 300 and self.command == "DELETE" and "uploadId" not in self.path:
                 google.generations.pop(key, None)
             told = {"x-goog-generation": str(google.generations[key])} if key in google.generations else {}
-        self._answer(answer.status, {**dict(answer.getheaders()), **told}, content)
+        self.give(Answer(answer.status, answer.body, {**answer.headers, **told}))
 
     def _makes(self) -> bool:
         """Return whether the request puts an object in its place."""
         is_part = "partNumber" in self.path
         return (self.command == "PUT" and not is_part) or (self.command == "POST" and "uploadId" in self.path)
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - so http.server calls them
-
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response_only(status)
-        headers = {name: value for name, value in headers.items() if name.lower() not in _HOPS}
-        if self.command != "HEAD":
-            headers["Content-Length"] = str(len(body))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
 
 
 @contextmanager

@@ -8,11 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests.storage.loopback import serving
+from tests.storage.loopback import Answer, Handler, serving
 
 _REPOSITORY = re.compile(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 _FILE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.*)")
@@ -72,14 +71,13 @@ def _tree(files: Files, inner: str, fact: str) -> list[dict[str, Any]] | None:
     ]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     hub: Hub
 
-    def answer(self) -> None:
+    def handle_any(self) -> None:
         """Answer a request."""
         hub, path = self.hub, unquote(urlsplit(self.path).path)
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body()
         hub.requests.append((self.command, path, self.headers.get("Authorization", "")))
         fault = hub.fault(path)
         if fault is not None and fault.isdigit():
@@ -95,8 +93,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(files[1] if files else None, found[3], fault)
         else:
             self._send(404, b"")
-
-    do_GET = do_HEAD = do_POST = answer  # noqa: N815 - so http.server calls them
 
     def _repository(self, name: str, what: str | None, revision: str | None, inner: str | None) -> None:
         if name not in self.hub.revisions:
@@ -136,15 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response_only(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
+        self.give(Answer(status, body, headers or {}))
 
 
 @contextmanager

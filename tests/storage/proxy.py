@@ -6,12 +6,12 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.storage.loopback import Answer, Handler, serving
 
 _STALL_SECONDS = 60
-_HOPS = {"connection", "transfer-encoding", "keep-alive"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ class Proxy:
             return request
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     proxy: Proxy
+    fault: str | None = None  # of the request at hand
 
     def handle_any(self) -> None:
         """Pass a request on, and its answer back, or what the fault makes of it."""
@@ -89,74 +89,44 @@ class _Handler(BaseHTTPRequestHandler):
             self._pass(self.proxy)
 
     def _pass(self, proxy: Proxy) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         wanted, signed = self.headers.get("Range", ""), "Authorization" in self.headers
         pays = self.headers.get("x-amz-request-payer") == "requester"
         request = proxy.note(self.command, self.path, wanted, signed=signed, pays=pays)
-        fault = proxy.fault(request)
+        fault = self.fault = proxy.fault(request)
         time.sleep(proxy.delay)
         if fault is not None and fault.isdigit():
-            self._answer(int(fault), {}, b"<Error><Message>this is a test</Message></Error>")
+            self.give(Answer(int(fault), b"<Error><Message>this is a test</Message></Error>"))
             return
         if fault == "flip" and body:
             body = bytes([body[0] ^ 1]) + body[1:]
-        upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
-        with_all = {name: value for name, value in self.headers.items() if name.lower() not in _HOPS}
-        with closing(upstream):
-            try:
-                upstream.request(self.command, self.path, body, with_all)
-                answer = upstream.getresponse()
-                content = answer.read()
-            except (OSError, http.client.HTTPException):  # as a store does to parts of an upload that was aborted
-                self._answer(503, {}, b"")
-                return
-        self._answer(answer.status, dict(answer.getheaders()), content, fault)
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - so http.server calls them
-
-    def _answer(self, status: int, headers: dict[str, str], body: bytes, fault: str | None = None) -> None:
-        self.send_response_only(status)
-        headers = {name: value for name, value in headers.items() if name.lower() not in _HOPS}
-        if self.command != "HEAD":
-            headers["Content-Length"] = str(len(body))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        with suppress(OSError):
-            self.end_headers()
-            self._send(body[: len(body) // 2] if fault in ("cut", "stall") else body)
+        try:
+            answer = self.ask(proxy.upstream, body, dict(self.headers))
+        except (OSError, http.client.HTTPException):  # as a store does to parts of an upload that was aborted
+            self.give(Answer(503))
+            return
+        self.give(answer)
         if fault == "stall":
-            self.proxy.stopped.wait(_STALL_SECONDS)
+            proxy.stopped.wait(_STALL_SECONDS)
         if fault in ("cut", "stall"):
             self.close_connection = True
 
-    def _send(self, body: bytes) -> None:
+    def give_body(self, body: bytes) -> None:
+        """Send the body as fast as the connection is, or half of it where it is cut."""
+        body = body[: len(body) // 2] if self.fault in ("cut", "stall") else body
         step = max(1, self.proxy.rate // 50) if self.proxy.rate else max(1, len(body))
         for begin in range(0, len(body), step):
             self.wfile.write(body[begin : begin + step])
             if self.proxy.rate:
                 time.sleep(step / self.proxy.rate)
 
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
 
 @contextmanager
 def running_proxy(upstream: str) -> Iterator[Proxy]:
     """Yield a proxy that runs before the store at `upstream`, which is host:port."""
     proxy = Proxy(upstream)
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
-    proxy.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        proxy.stopped.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(_Handler, proxy=proxy) as proxy.address:
+        try:
+            yield proxy
+        finally:
+            proxy.stopped.set()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from ema_cli.storage import stores
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, write_hf_run
 from tests.storage.conftest import KEY, SECRET
+from tests.storage.loopback import Answer, Handler, serving
 from tests.storage.proxy import Proxy
 from tests.storage.stores import put_folder
 from tests.storage.test_store_staging import local
@@ -22,38 +21,24 @@ ROLES = "/latest/meta-data/iam/security-credentials/"
 LAW = ("--half-life", "500ba")
 
 
-class Metadata(BaseHTTPRequestHandler):
+class Metadata(Handler):
     """The service at which a machine of AWS's asks for the keys of its role."""
 
-    def do_PUT(self) -> None:
-        """Give a token."""
-        self._answer("token" if self.path == "/latest/api/token" else "")
-
-    def do_GET(self) -> None:
-        """Name the role, or give its keys."""
+    def handle_any(self) -> None:
+        """Give a token to PUT; else name the role, or give its keys."""
         keys = {"AccessKeyId": KEY, "SecretAccessKey": SECRET, "Token": "", "Expiration": "2999-01-01T00:00:00Z"}
-        self._answer("role" if self.path == ROLES else json.dumps(keys))
-
-    def _answer(self, text: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
+        if self.command == "PUT":
+            text = "token" if self.path == "/latest/api/token" else ""
+        else:
+            text = "role" if self.path == ROLES else json.dumps(keys)
+        self.give(Answer(200, text.encode()))
 
 
 @pytest.fixture
 def metadata() -> Iterator[str]:
     """Return the address of such a service on loopback."""
-    server = HTTPServer(("127.0.0.1", 0), Metadata)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Metadata) as address:
+        yield address
 
 
 def average_there(folder: StorePath, run: Path, cli: Cli) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,57 +15,55 @@ from safetensors.torch import save_file
 
 from ema_cli.storage import listing, objects
 from tests.conftest import Cli
+from tests.storage.loopback import Answer, Handler, serving
 from tests.storage.stores import obstore
 
 assert obstore
 NAME = "model.safetensors.index.json"
 
 
-class _Web(ThreadingHTTPServer):
-    """Files below a folder, by range; with a `word` only to those who know it, and 403 for what is not there."""
+@dataclass
+class _Web:
+    """Files below a folder, by range; with a `word` only to those who know it, and 403 for what is not there.
 
-    daemon_threads = True
-    folder = Path()
-    word = ""
-    facts: tuple[str, ...] = ("ETag", "Last-Modified")  # that answers tell
-    modified = {"": "Mon, 01 Jan 2024 00:00:00 GMT"}  # by path; of all others
-    before: Callable[[str, str], None] = staticmethod(lambda path, wanted: None)  # it answers: path, and range
-    has_ranges = True
-    requests: list[str]
+    Attributes:
+        facts: what answers tell of a file.
+        modified: when files were modified, by path; under "" of all others.
+        before: called with the path and the range of a request before it is answered.
+    """
+
+    folder: Path
+    word: str = ""
+    facts: tuple[str, ...] = ("ETag", "Last-Modified")
+    modified: dict[str, str] = field(default_factory=lambda: {"": "Mon, 01 Jan 2024 00:00:00 GMT"})
+    before: Callable[[str, str], None] = lambda path, wanted: None
+    has_ranges: bool = True
+    requests: list[str] = field(default_factory=list)
+    address: str = ""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Web
+class _Handler(Handler):
+    web: _Web
 
-    def do_GET(self) -> None:
+    def handle_any(self) -> None:
         """Answer a range of a file."""
-        url = urlsplit(self.path)
-        self.server.requests.append(url.path)
-        self.server.before(url.path, self.headers.get("Range", ""))
-        file = self.server.folder / url.path.removeprefix("/")
-        if not file.is_file() or self.server.word not in url.query:
-            self._send(403 if self.server.word else 404, b"", {})
+        web, url, asked = self.web, urlsplit(self.path), self.headers.get("Range", "")
+        web.requests.append(url.path)
+        web.before(url.path, asked)
+        file = web.folder / url.path.removeprefix("/")
+        if not file.is_file() or web.word not in url.query:
+            self.give(Answer(403 if web.word else 404))
             return
-        data, wanted = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        modified = self.server.modified
-        facts = {"ETag": f'"{hash(data)}"', "Last-Modified": modified.get(url.path, modified[""])}
-        facts = {name: value for name, value in facts.items() if name in self.server.facts}
-        if wanted is None or not self.server.has_ranges:
-            self._send(200, data, facts)
+        data, wanted = file.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", asked)
+        modified = web.modified.get(url.path, web.modified[""])
+        facts = {"ETag": f'"{hash(data)}"', "Last-Modified": modified}
+        facts = {name: value for name, value in facts.items() if name in web.facts}
+        if wanted is None or not web.has_ranges:
+            self.give(Answer(200, data, facts))
             return
         begin, end = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
-        self._send(206, data[begin:end], {**facts, "Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response_only(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
+        facts["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        self.give(Answer(206, data[begin:end], facts))
 
 
 @pytest.fixture
@@ -75,14 +72,9 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Web]:
     monkeypatch.setattr(objects, "_kept", type(objects._kept)())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     listing.forget_listings()
-    server = _Web(("127.0.0.1", 0), _Handler)
-    server.folder, server.requests = tmp_path, []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    web = _Web(tmp_path)
+    with serving(_Handler, web=web) as web.address:
+        yield web
     listing.forget_listings()
 
 
@@ -107,7 +99,7 @@ def test_the_list_of_its_shards_names_a_model(web: _Web, run: Path, tmp_path: Pa
     """The average is that from a disk, with its configuration; what signs the list is for its shards, and not shown."""
     web.word = word
     query = f"?{word}" if word else ""
-    address = f"http://127.0.0.1:{web.server_address[1]}/run"
+    address = f"{web.address}/run"
     law = ("--profile", "uniform")
     done = cli("average", *(f"{address}/step-{n}/{NAME}{query}" for n in (100, 200)), *law, "-o", tmp_path / "there")
     assert done.code == 0, done.err
@@ -128,7 +120,7 @@ def test_the_list_of_its_shards_names_a_model(web: _Web, run: Path, tmp_path: Pa
 def test_workers_know_what_signs_an_address(web: _Web, run: Path, tmp_path: Path, cli: Cli):
     """A process that does tasks for this one reads by the same signed addresses; nothing shows them."""
     web.word = "sig=secret"
-    names = [f"http://127.0.0.1:{web.server_address[1]}/run/step-{n}/{NAME}?sig=secret" for n in (100, 200)]
+    names = [f"{web.address}/run/step-{n}/{NAME}?sig=secret" for n in (100, 200)]
     done = cli("average", *names, "--profile", "uniform", "-o", tmp_path / "there", "--on", "processes=1")
     assert done.code == 0, done.err
     assert "secret" not in done.out + done.err + (tmp_path / "there" / "ema-manifest.json").read_text()
@@ -145,7 +137,7 @@ def test_workers_know_what_signs_an_address(web: _Web, run: Path, tmp_path: Path
 def test_a_list_that_is_none_is_an_error(web: _Web, run: Path, cli: Cli, text: str, fact: str):
     """Nothing outside the folder is asked for."""
     (run / "step-100" / NAME).write_text(text)
-    done = cli("inspect", f"http://127.0.0.1:{web.server_address[1]}/run/step-100/{NAME}")
+    done = cli("inspect", f"{web.address}/run/step-100/{NAME}")
     assert done.code in (2, 3), done
     assert fact in done.err
     assert not any("x.safetensors" in path for path in web.requests)
@@ -181,7 +173,7 @@ def test_a_server_that_tells_no_version_is_not_read(web: _Web, run: Path, cli: C
 def addresses(web: _Web) -> list[str]:
     """Return the addresses of one shard of both models."""
     name = "model-00001-of-00002.safetensors"
-    return [f"http://127.0.0.1:{web.server_port}/run/step-{step}/{name}" for step in (100, 200)]
+    return [f"{web.address}/run/step-{step}/{name}" for step in (100, 200)]
 
 
 @pytest.mark.parametrize("fact", ["ETag", "Last-Modified"])
@@ -198,7 +190,7 @@ def test_what_is_replaced_while_it_is_read_is_an_error(web: _Web, tmp_path: Path
             web.modified = {**web.modified, path: "Mon, 01 Jan 2024 00:00:01 GMT"}
 
     web.before = replace
-    named = [f"http://127.0.0.1:{web.server_port}/step-{step}.safetensors" for step in (100, 200)]
+    named = [f"{web.address}/step-{step}.safetensors" for step in (100, 200)]
     done = cli("average", *named, "--profile", "uniform", "-o", tmp_path / "out.safetensors")
     assert done.code == 3, done
     assert "step-200.safetensors: changed while it was used" in done.err
