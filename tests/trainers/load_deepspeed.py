@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.trainers.ranks import gloo, leave
-from tests.trainers.write_deepspeed import BATCH, Net
+from tests.trainers.deepspeed_engine import deepspeed_on_cpu, step
+from tests.trainers.ranks import leave
+from tests.trainers.write_deepspeed import BATCH, make_engine
 
 
 def check(model: torch.nn.Module, folder: Path) -> None:
@@ -26,32 +27,17 @@ def check(model: torch.nn.Module, folder: Path) -> None:
 
 def main(folder: Path, stage: int, dtype: str) -> None:
     """Load, compare, train."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__.update(dict.fromkeys(deepspeed.ops.__compatible_ops__, False))
-    with gloo():
-        deepspeed.init_distributed("gloo")
-        model = Net()
-        config = {
-            "train_batch_size": BATCH * torch.distributed.get_world_size(),
-            "zero_optimization": {"stage": stage},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": dtype == "bfloat16"},
-        }
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    with deepspeed_on_cpu():
+        engine = make_engine(stage, dtype, 0.0)
+        model = engine.module
         loaded, _ = engine.load_checkpoint(str(folder), tag="averaged", load_module_only=True)
         assert loaded is not None
         check(model, folder)
-        for length in (0.0, 0.5):
-            for group in engine.optimizer.param_groups:
-                group["lr"] = length
-            engine.backward(engine(torch.ones(BATCH, 5, dtype=getattr(torch, dtype))).float().pow(2).mean())
-            engine.step()
-            if not length:
-                model.seen -= 1
-                check(model, folder)
+        batch = torch.ones(BATCH, 5, dtype=getattr(torch, dtype))
+        step(engine, batch, 0.0)
+        model.seen -= 1
+        check(model, folder)
+        step(engine, batch, 0.5)
         assert any(
             not torch.equal(model.state_dict()[name].float(), exact.float())
             for name, exact in load_file(folder / "exact.safetensors").items()

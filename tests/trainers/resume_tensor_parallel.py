@@ -1,23 +1,24 @@
 """Train with DeepSpeed's own tensor parallel training, or go on from an average in its universal format.
 
-`python -m tests.trainers.resume_tensor_parallel FOLDER STAGE train`, in each process, fills FOLDER/out. With `resume`
-in place of `train` it loads `averaged/`, and compares what it has of the model, and of the optimizer's float32 weights,
-with its part of `exact.safetensors`, cut by rules of its own; also after a step of length 0. Then it takes one more.
+`python -m tests.trainers.resume_tensor_parallel FOLDER STAGE train`, in each process, fills FOLDER/out. With
+`universal` in place of `train` it loads `averaged/`, and compares what it has of the model, and of the optimizer's
+float32 weights, with its part of `exact.safetensors`, cut by rules of its own; also after a step of length 0. Then it
+takes one more.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from tests.trainers.ranks import gloo
+from tests.trainers.deepspeed_engine import configuration, deepspeed_on_cpu, masters, start, train_or_go_on, zero
+from tests.trainers.ranks import leave
 
-STEPS = (2, 4)
 # How parameters are cut: by rows, by columns, or in each third by rows. All others each process has whole.
 ROWS = ("up.weight", "up.bias", "frozen.weight")
 COLUMNS = ("down.weight", "out.weight", "back.weight")
@@ -55,10 +56,8 @@ def part(name: str, whole: torch.Tensor, rank: int) -> torch.Tensor:
     return whole.chunk(2)[rank] if name in ROWS else whole.chunk(2, 1)[rank] if name in COLUMNS else whole
 
 
-def start(stage: int, *, universal: bool = False) -> Any:
+def make_engine(stage: int, *, universal: bool) -> Any:
     """Return DeepSpeed's engine."""
-    import deepspeed
-
     torch.manual_seed(3)
     patterns = [(ROWS, "column", {}), (COLUMNS, "row", {}), (THIRDS, "column", {"shape": [3, -1], "partition_dim": 0})]
     specs = [
@@ -66,76 +65,44 @@ def start(stage: int, *, universal: bool = False) -> Any:
          "partition_type": kind, **more}
         for names, kind, more in patterns
     ]  # fmt: skip
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 4},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": True},
-        "tensor_parallel": {
+    config = configuration(
+        stage,
+        "bfloat16",
+        **zero(stage),
+        train_micro_batch_size_per_gpu=2,
+        tensor_parallel={
             "autotp_size": 2,
             "partition_config": {"use_default_specs": False, "layer_specs": specs},
         },
-        "checkpoint": {"load_universal": universal},
-    }
+        checkpoint={"load_universal": universal},
+    )
     model = Net()
     optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=0.01)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    return start(model, optimizer, config)
 
 
-def step(engine: Any, length: float, number: int) -> None:
-    """Take a step of the optimizer, on a batch that both processes have."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = length
-    batch = torch.randint(5, (2,), generator=torch.Generator().manual_seed(number))
-    engine.backward(engine(batch).float().pow(2).mean())
-    engine.step()
-
-
-def masters(engine: Any) -> dict[str, torch.Tensor]:
-    """Return the optimizer's float32 weights of what this process has."""
-    import deepspeed
-
-    named = {name: tensor for name, tensor in engine.module.named_parameters() if tensor.requires_grad}
-    return {name: deepspeed.utils.safe_get_full_fp32_param(tensor).clone() for name, tensor in named.items()}
-
-
-def check(engine: Any, exact: dict[str, torch.Tensor], rank: int) -> None:
-    """Compare what this process has with its part of the exact average."""
-    for name, tensor in engine.module.named_parameters():
-        own = part(name, exact[name], rank)
-        torch.testing.assert_close(tensor.detach(), own.to(tensor.dtype), rtol=2**-7, atol=1e-6, msg=name)
-    for name, tensor in masters(engine).items():
-        torch.testing.assert_close(tensor.float(), part(name, exact[name], rank), rtol=1e-6, atol=1e-7, msg=name)
+def batch(number: int) -> torch.Tensor:
+    """Return the batch of a step, which both processes have."""
+    return torch.randint(5, (2,), generator=torch.Generator().manual_seed(number))
 
 
 def main(folder: Path, stage: int, what: str) -> None:
     """Train, or load, compare and go on."""
-    import deepspeed
+    with deepspeed_on_cpu() as rank:
+        engine = make_engine(stage, universal=what == "universal")
 
-    # It would compile an operator that shares memory between processes, to be faster.
-    deepspeed.ops.__compatible_ops__.update(dict.fromkeys(deepspeed.ops.__compatible_ops__, False))
-    with gloo() as rank:
-        deepspeed.init_distributed("gloo")
-        engine = start(stage, universal=what == "resume")
-        if what == "train":
-            for number in range(1, STEPS[-1] + 1):
-                step(engine, 0.05, number)
-                if number in STEPS:
-                    engine.save_checkpoint(str(folder / "out"))
-            engine.destroy()
-            return
-        exact = load_file(folder / "exact.safetensors")
-        loaded, _ = engine.load_checkpoint(str(folder), tag="averaged")
-        assert loaded is not None
-        check(engine, exact, rank)
-        step(engine, 0.0, 5)
-        check(engine, exact, rank)
-        before = masters(engine)
-        step(engine, 0.05, 6)
-        assert all(not torch.equal(tensor, before[name]) for name, tensor in masters(engine).items())
-        engine.destroy()
+        def check(exact: Mapping[str, torch.Tensor], *, buffers: bool) -> None:
+            """Compare what this process has with its part of the exact average."""
+            assert not buffers
+            for name, tensor in engine.module.named_parameters():
+                own = part(name, exact[name], rank)
+                torch.testing.assert_close(tensor.detach(), own.to(tensor.dtype), rtol=2**-7, atol=1e-6, msg=name)
+            for name, tensor in masters(engine.module).items():
+                torch.testing.assert_close(tensor, part(name, exact[name], rank), rtol=1e-6, atol=1e-7, msg=name)
+
+        train_or_go_on(engine, folder, what, batch, check)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    leave()

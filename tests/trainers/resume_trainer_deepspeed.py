@@ -14,22 +14,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.trainers.ranks import let_torchvision_load
-
-STEPS = (2, 4)
+from tests.trainers.deepspeed_engine import STEPS, compile_nothing, configuration, held, masters, zero
+from tests.trainers.ranks import leave, let_torchvision_load
 
 
 def trainer(folder: Path, stage: int, steps: int, callbacks: list[Any]) -> Any:
     """Return a Trainer of a small model."""
     from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
 
-    config = {
-        "train_micro_batch_size_per_gpu": "auto",
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 4},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": True},
-    }
+    config = configuration(stage, "bfloat16", **zero(stage), train_micro_batch_size_per_gpu="auto")
     arguments = TrainingArguments(
         str(folder), max_steps=steps, save_steps=STEPS[0], per_device_train_batch_size=2, learning_rate=1e-2,
         use_cpu=True, report_to=[], disable_tqdm=True, bf16=True, deepspeed=config,
@@ -41,16 +34,8 @@ def trainer(folder: Path, stage: int, steps: int, callbacks: list[Any]) -> Any:
     return Trainer(model=model, args=arguments, train_dataset=data, callbacks=callbacks)
 
 
-def masters(model: Any) -> dict[str, torch.Tensor]:
-    """Return the optimizer's float32 weights."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    return {name: safe_get_full_fp32_param(tensor).clone() for name, tensor in model.named_parameters()}
-
-
 def watch(stage: int, exact: dict[str, torch.Tensor]) -> Any:
     """Return a callback that compares weights when training begins, and sees that they change."""
-    import deepspeed
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -58,11 +43,11 @@ def watch(stage: int, exact: dict[str, torch.Tensor]) -> Any:
 
         def on_step_begin(self, *_: Any, model: Any, **__: Any) -> None:
             self.begun = masters(model)
-            with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
-                held = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+            whole = held(model, stage)
             for name, tensor in self.begun.items():
-                torch.testing.assert_close(tensor.float(), exact[name].float(), rtol=1e-6, atol=1e-7, msg=name)
-                torch.testing.assert_close(held[name], exact[name].to(held[name].dtype), rtol=1e-2, atol=1e-6, msg=name)
+                own = whole[name]
+                torch.testing.assert_close(tensor, exact[name].float(), rtol=1e-6, atol=1e-7, msg=name)
+                torch.testing.assert_close(own, exact[name].to(own.dtype), rtol=1e-2, atol=1e-6, msg=name)
 
         def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
             self.changed = any(not torch.equal(tensor, self.begun[name]) for name, tensor in masters(model).items())
@@ -73,10 +58,7 @@ def watch(stage: int, exact: dict[str, torch.Tensor]) -> Any:
 def main(folder: Path, stage: int, what: str) -> None:
     """Train, or resume, compare and go on."""
     let_torchvision_load()
-    import deepspeed
-
-    # It would compile an operator that shares memory between processes, to be faster.
-    deepspeed.ops.__compatible_ops__.update(dict.fromkeys(deepspeed.ops.__compatible_ops__, False))
+    compile_nothing()
     if what == "train":
         trainer(folder / "run", stage, STEPS[-1], []).train()
     else:
@@ -85,9 +67,8 @@ def main(folder: Path, stage: int, what: str) -> None:
         resumed.train(resume_from_checkpoint=str(folder / "on" / f"checkpoint-{STEPS[-1]}"))
         assert resumed.state.global_step == STEPS[-1] + 1
         assert seen.changed
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    leave()

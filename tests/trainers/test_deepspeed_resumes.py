@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Cli
 from tests.trainers.conftest import require
+from tests.trainers.deepspeed_engine import STEPS
 from tests.trainers.ranks import launch
-from tests.trainers.resume_deepspeed import STEPS
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 
@@ -127,7 +127,7 @@ def test_tensor_parallel_training_goes_on(cli: Cli, tmp_path: Path, stage: int):
     done = cli("average", "run", *LIKE)
     assert done.code == 0, done
     assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0
-    launch("resume_tensor_parallel", folder, stage, "resume")
+    launch("resume_tensor_parallel", folder, stage, "universal")
 
 
 @pytest.mark.parametrize(("stage", "options"), [(2, ("--masters",)), (3, ())])

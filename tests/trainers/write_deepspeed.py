@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.trainers.ranks import gloo, leave
+from tests.trainers.deepspeed_engine import configuration, deepspeed_on_cpu, held, start, step
+from tests.trainers.ranks import leave
 
 STEPS = [4, 8, 12]
 BATCH = 4
@@ -35,43 +37,30 @@ class Net(nn.Module):
         return out
 
 
+def make_engine(stage: int, dtype: str, length: float) -> Any:
+    """Return DeepSpeed's engine over a network, with steps of a length."""
+    model = Net()
+    config = configuration(stage, dtype, train_batch_size=BATCH * torch.distributed.get_world_size())
+    return start(model, torch.optim.SGD(model.parameters(), lr=length), config)
+
+
 def train(folder: Path, stage: int, dtype: str) -> None:
     """Train for 12 steps, saving every fourth."""
-    import deepspeed
-
     torch.manual_seed(4)
-    model = Net()
-    config = {
-        "train_batch_size": BATCH * torch.distributed.get_world_size(),
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == "bfloat16"},
-    }
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), config=config, dist_init_required=False
-    )
-    for step in range(1, STEPS[-1] + 1):
-        batch = torch.randn(BATCH, 5, dtype=getattr(torch, dtype))
-        engine.backward(engine(batch).float().pow(2).mean())
-        engine.step()
-        if step in STEPS:
+    engine = make_engine(stage, dtype, 0.1)
+    for number in range(1, STEPS[-1] + 1):
+        step(engine, torch.randn(BATCH, 5, dtype=getattr(torch, dtype)))
+        if number in STEPS:
             engine.save_checkpoint(str(folder / "out"))
-            with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
-                whole = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            whole = held(engine.module, stage)
             if torch.distributed.get_rank() == 0:
-                save_file(whole, folder / f"truth-{step}.safetensors")
+                save_file(whole, folder / f"truth-{number}.safetensors")
     engine.destroy()
 
 
 def main(folder: Path) -> None:
     """Write a run of each kind."""
-    import deepspeed
-
-    # It would compile an operator that shares memory between processes, to be faster.
-    deepspeed.ops.__compatible_ops__.update(dict.fromkeys(deepspeed.ops.__compatible_ops__, False))
-    with gloo():
-        deepspeed.init_distributed("gloo")
+    with deepspeed_on_cpu():
         for stage, dtype in KINDS:
             train(folder / f"{stage}-{dtype}", stage, dtype)
 
