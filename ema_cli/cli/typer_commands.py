@@ -116,9 +116,9 @@ class _Commands(UserDict[str, Any]):
         super().__init__(dict.fromkeys(COMMANDS))
 
     def __getitem__(self, name: str) -> Any:
-        if self.data[name] is None:
-            self.data[name] = make_command(name)
-        return self.data[name]
+        if name not in self.data:
+            raise KeyError(name)
+        return make_command(name)
 
 
 def _print_help(command: TyperCommand | TyperGroup, context: Any) -> None:
@@ -127,8 +127,9 @@ def _print_help(command: TyperCommand | TyperGroup, context: Any) -> None:
     print_page(command, context)
 
 
+@cache
 def make_command(name: str) -> Any:
-    """Return typer's command of that name, which returns a `Call`."""
+    """Return typer's command of that name, which returns a `Call`: one, however often this process runs it."""
     options = options_of(name)
     family = _family(options)
 
