@@ -122,12 +122,15 @@ def perform(
     """
     began = time.monotonic()
     recording = recording or Recording()
+    notes: list[str] = []
+    if isinstance(by, Engine) and job.options.exact_lora is not None:
+        notes.append(f"products of adapters are small: averaged here, by no worker of {by.name}")
+        by = None
     passes = plan_passes(job, threads or (by.threads if isinstance(by, Engine) else None), max_memory)
     if max_memory is not None:
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
     said = check_values(job)
-    notes: list[str] = []
     if recording.checksum:
         notes += check_stored_sums(job.checkpoints, threads, replaceable=True)
         notes += check_replicas(job.checkpoints, threads)

@@ -134,7 +134,13 @@ class Parts(Sharing):
     """
 
     def __init__(self, job: Job, part: Part, fingerprints: Sequence[str], *, checksum: bool) -> None:
-        super().__init__(job, fingerprints, checksum=checksum, by="part", claims=False)
+        if job.options.exact_lora is not None:
+            raise UsageError(
+                f"averages products of adapters, which are small: {option('part')} does not",
+                option="exact_lora",
+                hint=f"leave out {option('part')}",
+            )
+        super().__init__(job, fingerprints, checksum=checksum, claims=False)
         if isinstance(job.target.path, StorePath) and len(cut_tasks(job.outputs, shared_files=False)) < 2:
             raise UsageError(
                 "is one file in a store, in which each part makes whole files only"

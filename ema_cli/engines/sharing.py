@@ -60,25 +60,18 @@ class Sharing:
         staging: the folder that all of them see.
     """
 
-    def __init__(self, job: Job, fingerprints: Sequence[str], *, checksum: bool, by: str, claims: bool) -> None:
+    def __init__(self, job: Job, fingerprints: Sequence[str], *, checksum: bool, claims: bool) -> None:
         """Take what is to be done.
 
         Args:
             job: the averaging.
             fingerprints: of its checkpoints.
             checksum: whether all that is read is summed up.
-            by: the option that asks for several.
             claims: whether this process has the claim on an output in a store from the beginning.
 
         Raises:
-            UsageError: for an output that no task makes.
+            UsageError: for an output that cannot be made so.
         """
-        if job.options.exact_lora is not None:
-            raise UsageError(
-                f"averages products of adapters, which are small: {option(by)} does not",
-                option="exact_lora",
-                hint=f"leave out {option(by)}",
-            )
         self._checksum = checksum
         self._digest = digest_of(job, fingerprints, checksum=checksum)
         self.staging = self._staging_of(job, claims=claims)

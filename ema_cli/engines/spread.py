@@ -51,7 +51,7 @@ class Spread(Sharing):
             engine: does it.
             lease_seconds: after so long without a sign of life from here, workers end their work.
         """
-        super().__init__(job, fingerprints, checksum=checksum, by="on", claims=True)
+        super().__init__(job, fingerprints, checksum=checksum, claims=True)
         self._engine = engine
         self._lease_seconds = lease_seconds
         self._lease: Lease | None = None

@@ -58,7 +58,7 @@ def verify_against(
         sample: average and compare only these elements of each tensor.
         merge_into: the base model, of an average of adapters that were merged into it.
         threads: the number of threads for reading and averaging.
-        engine: averages and compares; None for this process.
+        engine: averages and compares; None for this process, which does it as well where an engine cannot.
         progress: called with the bytes read so far and the total.
 
     Raises:
@@ -111,6 +111,8 @@ def _compare(
         checkpoint.tensors.share(job.checkpoints[-1].tensors)
     weights = [entry.weight for entry in replay.plan.entries]
     is_watched = "watch" in manifest
+    if is_watched or sample is not None or job.options.exact_lora is not None:
+        engine = None  # workers know of no rounding, no sample and no product; the last two are little
     rounding = WatchRounding.of([entry.checkpoint for entry in replay.plan.entries], weights) if is_watched else None
     comparison = Comparison(holders(snapshot), rounding)
     problems = comparison.expect(job.outputs[0])
@@ -126,10 +128,10 @@ def _compare(
         threads=threads,
         remarks=Remarks(),
     )
-    threads = threads if engine is None or is_watched else engine.threads
+    threads = threads if engine is None else engine.threads
     from_store = len(job.checkpoints) if in_store(job.checkpoints) else 0
     sizes = divide_memory(max(default_bytes(job.checkpoints), least_bytes()), threads, from_store=from_store)
-    if engine is None or is_watched:  # workers know of no rounding
+    if engine is None:
         folded = job.fold([comparison], sizes=sizes, checksums=record.checksums, sample=sample, progress=progress)
     else:
         folded = compare_by(engine, job, comparison, record, sizes, progress)

@@ -142,12 +142,9 @@ KNOWN = {
     "--max-shard-size makes files that": [f"{_BYTES}::test_each_form_of_output"],
     "--part compares weights": [f"{_DIGEST}::test_it_differs_with_what_decides_bytes"],
     "Machines whose C libraries": _OUTSIDE,
-    "The averages of products of LoRA": [f"{_COMMANDS}::test_products_of_adapters_are_averaged_by_one_process"],
-    "So is the sample of verify --sample": [f"{_VERIFY}::test_the_command_line"],
-    "Both are refused": [
-        f"{_COMMANDS}::test_products_of_adapters_are_averaged_by_one_process",
-        f"{_VERIFY}::test_the_command_line",
-    ],
+    "The averages of products of LoRA": [f"{_COMMANDS}::test_products_of_adapters_are_averaged_by_the_one_who_asks"],
+    "So is the sample of verify --sample": [f"{_VERIFY}::test_a_sample_is_compared_by_the_one_who_asks"],
+    "With --part the first are refused": [f"{_COMMANDS}::test_products_of_adapters_have_no_parts"],
     "In a bucket a part makes whole files": [f"{_STORES}::test_parts"],
 }
 

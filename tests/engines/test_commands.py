@@ -131,14 +131,25 @@ def test_a_series_by_workers(tmp_path: Path, cli: Cli):
     assert files == files_below(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("option", [("--on", "processes=1"), ("--part", "0/2")])
-def test_products_of_adapters_are_averaged_by_one_process(tmp_path: Path, cli: Cli, option: tuple[str, str]):
-    """They are small: the error says so, and how it works; nothing is left."""
+def test_products_of_adapters_are_averaged_by_the_one_who_asks(tmp_path: Path, cli: Cli):
+    """They are small. It says so, and the bytes are the same; so it is when they are verified."""
     write_adapters(tmp_path / "run")
-    done = cli("average", "run", "--half-life", "2ba", "--exact-lora", "2", "-o", "out", *option)
+    command = ("average", "run", "--half-life", "2ba", "--exact-lora", "2")
+    assert cli(*command, "-o", "alone").code == 0
+    done = cli(*command, "-o", "out", "--on", "processes=1")
+    assert done.code == 0, done.err
+    assert "products of adapters are small: averaged here, by no worker of processes=1" in done.err
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+    assert cli("verify", "out", "--against", "run", "--on", "processes=1").code == 0
+
+
+def test_products_of_adapters_have_no_parts(tmp_path: Path, cli: Cli):
+    """The error says why, and how it works; nothing is left."""
+    write_adapters(tmp_path / "run")
+    done = cli("average", "run", "--half-life", "2ba", "--exact-lora", "2", "-o", "out", "--part", "0/2")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"error: --exact-lora: averages products of adapters, which are small: {option[0]} does not\n"
-        f"hint:  leave out {option[0]}\n"
+        "error: --exact-lora: averages products of adapters, which are small: --part does not\n"
+        "hint:  leave out --part\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -51,11 +51,20 @@ def test_what_is_whole_and_what_is_not(tmp_path: Path, executor: Executor, run: 
 
 
 def test_the_command_line(tmp_path: Path, cli: Cli):
-    """--on is for --against, and not for a sample."""
+    """--on is for --against."""
     RUNS["transformers"](tmp_path / "run")
     cli("average", "run", "--half-life", "200ba", "-o", "x")
     done = cli("verify", "x", "--against", "run", "--on", "processes=1")
     assert done.code == 0, done
     assert "all bytes are those of 3 checkpoints averaged anew" in done.out
     assert cli("verify", "x", "--on", "processes=1").code == 2
-    assert cli("verify", "x", "--against", "run", "--sample", "--on", "processes=1").code == 2
+
+
+def test_a_sample_is_compared_by_the_one_who_asks(tmp_path: Path, cli: Cli):
+    """Workers are not needed for it: what it finds is what it finds without them."""
+    RUNS["transformers"](tmp_path / "run")
+    cli("average", "run", "--half-life", "200ba", "-o", "x")
+    sample = ("verify", "x", "--against", "run", "--sample", "--seed", "1")
+    one, several = (cli(*sample, *more) for more in ((), ("--on", "processes=1")))
+    assert (one.code, one.out) == (several.code, several.out) == (0, one.out)
+    assert "up to 65,536 elements of each tensor" in one.out

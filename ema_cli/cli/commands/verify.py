@@ -64,8 +64,6 @@ class VerifyRequest:
                     option=name,
                     hint=f"say where the checkpoints are: {option('against')} ckpts/ {option(name)}",
                 )
-        if options.on is not None and options.sample:
-            raise UsageError("reads little, which this process does", option="sample", hint=f"leave out {option('on')}")
         for path in options.against:
             check_exists(path)
         if not options.outputs:
