@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ema_cli.engines.engine import Engine, EngineError, Loss, plain_loss
+from ema_cli.engines.engine import OF_TASKS, Engine, EngineError, Loss, plain_loss
 from ema_cli.errors import UsageError
 from ema_cli.system.processors import default_threads
 
@@ -79,6 +79,7 @@ def local_dask(name: str, number: int) -> Iterator[Engine]:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                preload=[OF_TASKS],
                 memory_limit=None,  # a fold takes what `--max-memory` says
                 silence_logs=logging.CRITICAL,
             )

@@ -8,6 +8,9 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError
 
+OF_TASKS = "ema_cli.engines.worker"
+"""The module that does tasks: workers that we start load it at once, and not with their first task."""
+
 
 class EngineError(OutputError):
     """Workers, or the engine itself, that were lost. What is finished is kept: the same command goes on with it."""

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
 
 from ema_cli.dataclass import dataclass
-from ema_cli.engines.engine import Loss, plain_loss
+from ema_cli.engines.engine import OF_TASKS, Loss, plain_loss
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -46,7 +47,7 @@ class _Call:
 
 
 class Processes(Executor):
-    """So many processes, each started when it has something to do."""
+    """So many processes, which are started, and load what tasks need, while the one who asks still prepares these."""
 
     def __init__(self, number: int) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
@@ -81,6 +82,8 @@ class Processes(Executor):
     def _serve(self) -> None:
         """Give calls to one process after another, as long as there are any."""
         process: _Process | None = None
+        with suppress(OSError):  # tried again for the first call, of which it is the error then
+            process = _Process()
         while (call := self._calls.get()) is not None:
             if not call.future.set_running_or_notify_cancel():
                 continue
@@ -97,7 +100,7 @@ class Processes(Executor):
             else:
                 call.future.set_exception(result)
         if process is not None:
-            process.end()
+            process.close()
 
 
 class _Process:
@@ -123,8 +126,15 @@ class _Process:
         answer: tuple[bool, Any] = self._pipe.recv()
         return answer
 
+    def close(self) -> None:
+        """End the process, which waits for the next call."""
+        self._pipe.close()
+        self._process.join(_PATIENCE_SECONDS)
+        self._process.kill()
+        self._process.join()
+
     def end(self) -> str:
-        """End the process, and return its name, with how it ended."""
+        """End the process, whatever it does, and return its name, with how it ended."""
         self._process.join(timeout=0.2)
         was_gone = self._process.exitcode is not None
         self._process.terminate()  # so that it removes what it has in the making
@@ -141,6 +151,7 @@ def _work(pipe: Connection) -> None:
     """Call what comes through the pipe, until nobody is at its other end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it goes to all: the one who asks ends this process
+    import_module(OF_TASKS)
     with suppress(EOFError, OSError):
         while True:
             function, arguments, keywords = pipe.recv()

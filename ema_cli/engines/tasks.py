@@ -20,6 +20,7 @@ _ALIGNED_BYTES = 1 << 20  # a stretch begins at a multiple of it: file systems l
 _LEAST_BYTES = 32 << 20  # of a task: what it costs besides is small then
 _MOST_BYTES = 1 << 30
 _TASKS = 256
+_SHARED_EVENLY = (2, 4, 6, 8, 12, 16, 20, 24)  # so many stretches have few workers to wait for each other in the end
 
 
 class Step(Enum):
@@ -83,14 +84,27 @@ def cut_tasks(outputs: Sequence[Output], *, shared_files: bool) -> list[Task]:
     for files in _joined(list(_components(outputs)), outputs, size):
         nbytes = sum(outputs[0].files[number].table.nbytes for number in files[0])
         if shared_files and nbytes >= 2 * size and _can_be_cut(outputs, files):
-            header = outputs[0].files[files[0][0]].header_size
-            cuts = [0, *range(-(-(header + size) // _ALIGNED_BYTES) * _ALIGNED_BYTES - header, nbytes, size), nbytes]
-            for begin, end in pairwise(cuts):
+            for begin, end in pairwise(_cuts(nbytes, outputs[0].files[files[0][0]].header_size, size)):
                 tasks.append(Task(0, Step.STRETCH, files, end - begin, begin, end))
             finishing.append(Task(0, Step.FINISH, files, nbytes))
         else:
             tasks.append(Task(0, Step.WHOLE, files, nbytes))
     return [replace(task, number=number) for number, task in enumerate([*tasks, *finishing])]
+
+
+def _cuts(nbytes: int, header: int, size: int) -> list[int]:
+    """Return where the stretches of a file begin and end, all about as long, and at least `size`.
+
+    Args:
+        nbytes: how many bytes of tensors the file has.
+        header: how many bytes stand before them.
+        size: about how long a stretch is to be.
+    """
+    count = nbytes // size
+    count = max((number for number in _SHARED_EVENLY if number <= count), default=1) if count < 32 else count
+    count = max(count, -(-nbytes // (_MOST_BYTES - _ALIGNED_BYTES)))
+    ends = ((header + nbytes * number // count) // _ALIGNED_BYTES * _ALIGNED_BYTES for number in range(1, count))
+    return [0, *(end - header for end in ends), nbytes]
 
 
 _Files = tuple[tuple[int, ...], ...]
