@@ -19,6 +19,7 @@ from ema_cli.cli.typer_commands import Call, Group, Invocation, Version
 from ema_cli.errors import EmaError, UsageError, option
 from ema_cli.storage.names import name_anonymously
 from ema_cli.system import signals
+from ema_cli.system.threads import WAITS_FOR_STORE
 
 _EPILOG = """\
 Examples: look; average; check what was written (each command's --help has more)
@@ -69,7 +70,8 @@ def main() -> None:
     if sys.stdout is None:  # closed by the caller
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
     code = run(sys.argv[1:])
-    if code and any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if code and any(not thread.daemon or thread.name == WAITS_FOR_STORE for thread in others):
         # A thread may wait for a store for minutes, and the end of the interpreter for the thread.
         with suppress(OSError, ValueError):
             sys.stdout.flush()

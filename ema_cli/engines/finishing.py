@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -15,7 +15,7 @@ from ema_cli.engines.worker import done_of, name_of_worker
 from ema_cli.formats.output_file import FramedFile, OutputFile
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool, thread_errors
 from ema_cli.writing.files import allow_descriptors, finish_files
 from ema_cli.writing.outputs import Output
 
@@ -45,7 +45,7 @@ class Finishing:
             for task in finishing:
                 opened = [self._open(stack, *each) for each in enumerate(task.select(self._work.outputs))]
                 self._files[task.files] = opened
-            self._pool = stack.enter_context(ThreadPoolExecutor(1, "sum"))  # ends first: it reads the files
+            self._pool = stack.enter_context(reading_pool(1, "sum"))  # ends first: it reads the files
             self._stack = stack.pop_all()
         return self
 

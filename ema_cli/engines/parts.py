@@ -10,7 +10,6 @@ import heapq
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.progress import ProgressCallback
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool
 from ema_cli.writing.files import make_folder
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target
@@ -248,7 +247,7 @@ class Parts(Sharing):
         worker, done = name_of_worker(), list[Done]()
         for steps in (MAKING, FINISHING):
             now = [task for task in tasks if task.step in steps]
-            with thread_errors(), ThreadPoolExecutor(part.sizes.threads, "check") as pool:
+            with reading_pool(part.sizes.threads, "check") as pool:
                 done += pool.map(lambda task: do_task(work, task, worker), now)
         return self._gather(part.job, tasks, done, record)
 

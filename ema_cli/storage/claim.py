@@ -18,10 +18,11 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, OutputError
+from ema_cli.storage.asking import content_of, look_at, put, remove
 from ema_cli.storage.lease import LEASE_SECONDS, held_by, is_dead, this_process
 from ema_cli.storage.listing import listing_of
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove
+from ema_cli.storage.stores import obstore, output_errors_in_store
 
 _SUFFIX = ".ema-cli-claim"
 _TIME = "-time"  # what follows in the name of the object by which the store tells the time
@@ -66,9 +67,9 @@ def died_at(target: StorePath) -> Died | None:
     path = claim_path(target)
     with output_errors_in_store(path):
         try:
-            answer = obstore().get(client_of(path), path.key)
-            said = held_by(bytes(answer.bytes()))
-            if datetime.now(UTC) - answer.meta["last_modified"] < _LEASE and not is_dead(said):
+            held, content = content_of(path)
+            said = held_by(content)
+            if datetime.now(UTC) - held["last_modified"] < _LEASE and not is_dead(said):
                 return None
         except FileNotFoundError:
             return None
@@ -174,7 +175,7 @@ class Claim:
                     raise self._refusal("was lost to another run") from error
 
     def _put(self, mode: Any) -> Any:
-        return obstore().put(client_of(self._path), self._path.key, self._content, mode=mode, use_multipart=False)
+        return put(self._path, self._content, mode)
 
     def _is_heeded(self) -> bool:
         """Return whether the store refuses to make the claim once more, as one that heeds conditions does."""
@@ -187,8 +188,7 @@ class Claim:
     def _take_over(self) -> Any:
         """Take the claim of a run that died; this run's own, where the answer to the first request was lost."""
         try:
-            answer = obstore().get(client_of(self._path), self._path.key)
-            held, content = answer.meta, bytes(answer.bytes())
+            held, content = content_of(self._path)
             said, died = held_by(content), None
             if content != self._content:
                 age = self._time_of_store() - held["last_modified"]
@@ -205,13 +205,11 @@ class Claim:
 
     def _time_of_store(self) -> datetime:
         """Return the time by the clock that dates the claim: a small object is put, looked at and removed."""
-        path = self._clock
-        client = client_of(path)
-        obstore().put(client, path.key, b"", use_multipart=False)
+        put(self._clock, b"")
         try:
-            now: datetime = obstore().head(client, path.key)["last_modified"]
+            now: datetime = look_at(self._clock)["last_modified"]
         finally:
-            remove(path)
+            remove(self._clock)
         return now
 
     def _refusal(self, fact: str, seconds: int = int(LEASE_SECONDS)) -> OutputError:
@@ -221,8 +219,7 @@ class Claim:
     def is_ours(self) -> bool:
         """Return whether the claim there is the one that this run made."""
         try:
-            answer = obstore().get(client_of(self._path), self._path.key)
-            return bytes(answer.bytes()) == self._content
+            return content_of(self._path)[1] == self._content
         except FileNotFoundError:
             return False
 
@@ -242,9 +239,9 @@ class Claim:
             self._held = self._put(_version(self._held))
         except obstore().exceptions.PreconditionError:
             # Another run has it; or the answer to an earlier request was lost, and it is ours, as another version.
-            answer = obstore().get(client_of(self._path), self._path.key)
-            if bytes(answer.bytes()) == self._content:
-                self._held = self._put(_version(answer.meta))
+            held, content = content_of(self._path)
+            if content == self._content:
+                self._held = self._put(_version(held))
 
 
 def _version(held: Mapping[str, Any]) -> dict[str, str]:

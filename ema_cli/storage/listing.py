@@ -13,9 +13,10 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, Unreadable
+from ema_cli.storage.asking import content_of, listed, look_at
 from ema_cli.storage.hub import forget_commits, hub_files
 from ema_cli.storage.names import HUB, WEB, StorePath
-from ema_cli.storage.stores import client_of, listed, obstore, store_errors
+from ema_cli.storage.stores import client_of, obstore, store_errors
 
 FIRST_BYTES = 1 << 18  # of a web server's file, which says its size only with some of its bytes
 _MOST_INDEX_BYTES = 64 << 20
@@ -178,17 +179,17 @@ class Listing:
 
     def _head(self, path: StorePath) -> StoredObject:
         with store_errors(path, "cannot be looked at"):
-            return StoredObject.of(obstore().head(client_of(path), path.key))
+            return StoredObject.of(look_at(path))
 
     def _begin(self, path: StorePath) -> StoredObject:
         """Read the beginning of a file of a web server: what is signed for reading allows nothing else."""
         with store_errors(path, "cannot be read"):
             try:
-                answer = obstore().get(client_of(path), "", options={"range": (0, FIRST_BYTES)})
+                meta, content = content_of(path, range=(0, FIRST_BYTES))
             except (obstore().exceptions.PermissionDeniedError, obstore().exceptions.UnauthenticatedError) as error:
                 # Nor does it say what lies beside that: buckets answer so where nothing is.
                 raise error if path.is_named else FileNotFoundError from error
-            stored = StoredObject.of(answer.meta, bytes(answer.bytes()))
+            stored = StoredObject.of(meta, content)
         if not stored.is_etag and not stored.written:  # which obstore then says it is, as of 1970
             raise Unreadable(
                 "the server tells nothing by which another version would be known, neither ETag nor Last-Modified",
@@ -200,12 +201,11 @@ class Listing:
     def _indexed(self, path: StorePath, index: StorePath) -> dict[str, StoredObject | None]:
         """Return what a folder of a web server holds: the shards that a list names, and what belongs to a model."""
         with store_errors(index, "cannot be read"):
-            answer = obstore().get(client_of(index), "")
-            if int(answer.meta["size"]) > _MOST_INDEX_BYTES:
-                raise Unreadable("is too long for a list of shards", subject=index)
-            text = bytes(answer.bytes())
+            meta, text = content_of(index, most=_MOST_INDEX_BYTES)
+        if not text and int(meta["size"]) > _MOST_INDEX_BYTES:
+            raise Unreadable("is too long for a list of shards", subject=index)
         shards = shards_of(text, index)
-        found: dict[str, StoredObject | None] = {index.name: StoredObject.of(answer.meta)}
+        found: dict[str, StoredObject | None] = {index.name: StoredObject.of(meta)}
         for name in (*shards, *_BESIDE):
             try:
                 found[name] = self._begin(path / name)

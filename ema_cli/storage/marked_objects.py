@@ -7,12 +7,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ema_cli.errors import Missing
+from ema_cli.storage.asking import copy, remove
 from ema_cli.storage.claim import Claim, is_claim
 from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.marked_folders import MarkedFolders
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.store_staging import IGNORES_CONDITIONS
-from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove
+from ema_cli.storage.stores import output_errors_in_store
 from ema_cli.storage.unfinished import abort_unfinished
 
 _held: dict[Path, Claim] = {}  # the claims of this process, by what they are on
@@ -49,7 +50,7 @@ class MarkedObjects(MarkedFolders):
         for source in self._in_order(path):
             target = self._address / to.name / source.relative_to(path)
             with output_errors_in_store(source):
-                obstore().copy(client_of(source), source.key, target.key)
+                copy(source, target)
         self.remove(path)
 
     def remove(self, path: Path) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable
+from ema_cli.storage.asking import answered_in_main, content_of, key_of, look_at
 from ema_cli.storage.listing import StoredObject, tag_of
 from ema_cli.storage.names import WEB, StorePath
 from ema_cli.storage.stores import client_of, obstore, store_errors
@@ -31,8 +33,8 @@ def pieces_of(path: StorePath, stored: StoredObject, begin: int, end: int) -> It
         try:
             with store_errors(path, f"cannot be read at byte {begin}"):
                 if pieces is None:
-                    pieces = _ask(path, stored, begin, end)
-                piece = memoryview(next(pieces, b""))
+                    pieces = answered_in_main(partial(_ask, path, stored, begin, end))
+                piece = memoryview(answered_in_main(partial(next, pieces, b"")))
         except CheckpointError as error:
             with suppress(Unreadable):  # the first error says more
                 check_same(path, stored)
@@ -50,7 +52,7 @@ def _ask(path: StorePath, stored: StoredObject, begin: int, end: int) -> Iterato
     options: dict[str, object] = {} if (begin, end) == (0, stored.size) else {"range": (begin, end)}
     if stored.is_etag and not stored.tag.startswith("W/"):  # which no server takes for a condition
         options["if_match"] = stored.tag if stored.tag.startswith('"') else f'"{stored.tag}"'
-    answer = obstore().get(client_of(path), _key(path), options=options)
+    answer = obstore().get(client_of(path), key_of(path), options=options)
     # Some servers do not look at the condition, but all say what they send.
     if _plain(tag_of(answer.meta)) != _plain(stored.tag):
         raise _changed(path)
@@ -67,10 +69,7 @@ def check_same(path: StorePath, stored: StoredObject) -> None:
     """
     try:
         with store_errors(path, "cannot be looked at"):
-            if path.scheme in WEB:
-                meta = obstore().get(client_of(path), _key(path), options={"range": (0, 1)}).meta
-            else:
-                meta = obstore().head(client_of(path), _key(path))
+            meta = content_of(path, range=(0, 1))[0] if path.scheme in WEB else look_at(path)
     except Missing as error:
         raise Missing("disappeared while it was used", subject=path) from error
     if _plain(tag_of(meta)) != _plain(stored.tag) or int(meta["size"]) != stored.size:
@@ -79,10 +78,6 @@ def check_same(path: StorePath, stored: StoredObject) -> None:
 
 def _changed(path: StorePath) -> CheckpointError:
     return CheckpointError("changed while it was used", subject=path, hint=HINT_REWRITTEN)
-
-
-def _key(path: StorePath) -> str:
-    return "" if path.scheme in WEB else path.key
 
 
 def _plain(tag: str) -> str:

@@ -129,9 +129,10 @@ class OutputStream:
                 os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the descriptor."""
-        with output_errors(self.path):
-            os.close(self._descriptor)
+        """Close the descriptor. A thread that was not waited for finds none: its number may soon be another file's."""
+        with output_errors(self.path), self._writing:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
 
 
 def _start_writing(descriptor: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import CheckpointError, Missing, OutputError
+from ema_cli.storage.asking import answered, content_of, copy, put
 from ema_cli.storage.claim import claim_on
 from ema_cli.storage.lease import LEASE_SECONDS, Held, LeaseLost, held_by, is_dead
 from ema_cli.storage.listing import forget_listings, listing_of
@@ -149,8 +150,8 @@ class ClaimWatch:
         self._looked = now
         try:
             with store_errors(self._path, "cannot be looked at"):
-                answer = obstore().get(client_of(self._path), self._path.key)
-                held, seen = held_by(bytes(answer.bytes())), (answer.meta["last_modified"], answer.meta["e_tag"])
+                meta, content = content_of(self._path)
+                held, seen = held_by(content), (meta["last_modified"], meta["e_tag"])
         except FileNotFoundError:
             held, seen = {}, None
         except CheckpointError as error:
@@ -171,7 +172,7 @@ def is_missing(error: CheckpointError) -> bool:
 
 def _copy(source: StorePath, path: StorePath) -> None:
     with output_errors_in_store(path):
-        obstore().copy(client_of(path), source.key, path.key)
+        copy(source, path)
 
 
 def put_file(path: StorePath, file: Path) -> None:
@@ -184,7 +185,7 @@ def put_file(path: StorePath, file: Path) -> None:
     part, at_once = part_bytes(size), parts_at_once(size)
     with output_errors_in_store(path):
         content = file.read_bytes() if size <= part else _pieces(file, part)
-        obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=at_once)
+        answered(lambda: obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=at_once))
 
 
 def put_text(path: StorePath, text: str) -> None:
@@ -194,14 +195,14 @@ def put_text(path: StorePath, text: str) -> None:
         OutputError: where the store refuses.
     """
     with output_errors_in_store(path):
-        obstore().put(client_of(path), path.key, text.encode(), use_multipart=False)
+        put(path, text.encode())
 
 
 def read_text(path: StorePath) -> str | None:
     """Return the content of a small object as it is now, None where it cannot be read."""
     try:
         with store_errors(path, "cannot be read"):
-            return bytes(obstore().get(client_of(path), path.key).bytes()).decode()
+            return content_of(path)[1].decode()
     except (CheckpointError, FileNotFoundError, UnicodeDecodeError):
         return None
 

@@ -20,6 +20,7 @@ from types import TracebackType
 
 from ema_cli.errors import CheckpointError, OutputError
 from ema_cli.storage.around import Around, Copy
+from ema_cli.storage.asking import content_of, is_given_up, put, remove
 from ema_cli.storage.claim import Claim, Died
 from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.local import LocalPath
@@ -27,9 +28,9 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.storage.store_stream import StoreStream
-from ema_cli.storage.stores import client_of, obstore, output_errors_in_store, remove, store_errors
+from ema_cli.storage.stores import obstore, output_errors_in_store, store_errors
 from ema_cli.storage.unfinished import abort_unfinished
-from ema_cli.storage.uploads import part_bytes
+from ema_cli.storage.uploads import abort, part_bytes
 from ema_cli.system.signals import deferred_signals, note_publication
 from ema_cli.text import plural
 
@@ -83,13 +84,13 @@ class StoreStaging(Staging):
                 super().__exit__(kind, error, trace)
                 for stream in self._streams.values():
                     stream.give_up()
-                for stream in self._streams.values():
-                    stream.upload.abort()
+                self._abort(self._streams.values())
                 # The error that brings us here says more.
                 with suppress(OutputError), output_errors_in_store(self._address):
                     if self._put and self._claim.is_ours():  # else what is there is another run's
                         self._withdraw(self._put)
             finally:
+                self._claim.is_unfinished |= is_given_up()  # the same of all else that was asked
                 self._claim.__exit__(kind, error, trace)
 
     def _remove_left(self, died: Died) -> None:
@@ -184,10 +185,13 @@ class StoreStaging(Staging):
             for stream in streams:
                 stream.upload.wait()
         except BaseException:
-            for stream in streams:
-                stream.upload.abort()
+            self._abort(streams)
             raise
         self._completed += streams
+
+    def _abort(self, streams: Iterable[StoreStream]) -> None:
+        """Let the store forget what was sent; where it does not answer it may yet do what it was asked for."""
+        self._claim.is_unfinished |= not abort(stream.upload for stream in streams)
 
     def _upload(self, files: Mapping[StorePath, Path], *, new: bool = False) -> None:
         """Put local files at addresses, two at a time; where they are `new`, only if nothing is there."""
@@ -211,7 +215,7 @@ class StoreStaging(Staging):
             self._create(path, source.read(0, source.size))
         elif source.size <= part_bytes(source.size):
             with output_errors_in_store(path):
-                obstore().put(client_of(path), path.key, source.read(0, source.size), use_multipart=False)
+                put(path, source.read(0, source.size))
         else:
             whole = Copy(FileRegion(source, 0, source.size))
             spill = self.folder / "never"
@@ -223,12 +227,11 @@ class StoreStaging(Staging):
 
     def _create(self, path: StorePath, content: bytes) -> None:
         """Put an object where nothing is; one with this content is ours, of a request whose answer was lost."""
-        client = client_of(path)
         with output_errors_in_store(path):
             try:
-                obstore().put(client, path.key, content, mode="create", use_multipart=False)
+                put(path, content, "create")
             except obstore().exceptions.AlreadyExistsError as error:
-                if bytes(obstore().get(client, path.key).bytes()) != content:
+                if content_of(path)[1] != content:
                     del self._put[path]
                     raise OutputError("was put there by another run meanwhile", subject=path) from error
 
@@ -280,7 +283,7 @@ def _check_end(stream: StoreStream) -> None:
     try:
         with store_errors(path, "does not read back"):
             options = {"range": (begin, stream.size)} if begin else {}
-            end = bytes(obstore().get(client_of(path), path.key, options=options).bytes())
+            _, end = content_of(path, **options)
     except CheckpointError as error:
         raise OutputError(error.fact, subject=path) from error
     if end != stream.last:

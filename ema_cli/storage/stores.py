@@ -9,19 +9,18 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any
 
 from ema_cli.errors import Missing, OutputError, Unreadable, UsageError, option
 from ema_cli.storage.names import HUB, WEB, StorePath
 
 _CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
-_TRIES = 3  # of a removal, and of a listing
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -35,9 +34,7 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
-_CUT = "list response body"
 _NOT_REACHED = "error sending request"
-_Listed = TypeVar("_Listed")
 _lock = threading.Lock()
 _clients: dict[tuple[str, bool], Any] = {}  # by address, and whether they leave requests unsigned
 
@@ -196,23 +193,3 @@ def _advice(path: StorePath, reason: str) -> str | None:
     if known is None or not reason.startswith(_ANSWERED_NO):
         return None
     return f"credentials come from the environment: {known}; what is public is read with {option('anonymous', True)}"
-
-
-def listed(ask: Callable[[], _Listed]) -> _Listed:
-    """Return what `ask` makes of a listing. obstore asks once more for what a store refuses, not for a cut answer."""
-    for _ in range(_TRIES - 1):
-        try:
-            return ask()
-        except obstore().exceptions.GenericError as error:
-            if _CUT not in str(error):
-                raise
-    return ask()
-
-
-def remove(path: StorePath) -> None:
-    """Remove an object. obstore does not ask again where the answer was cut; to remove what is gone does no harm."""
-    for _ in range(_TRIES - 1):
-        with suppress(obstore().exceptions.GenericError):
-            obstore().delete(client_of(path), path.key)
-            return
-    obstore().delete(client_of(path), path.key)

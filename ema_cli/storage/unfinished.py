@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 
 from ema_cli.dataclass import dataclass
+from ema_cli.storage.asking import answered
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import endpoint
 
@@ -126,8 +127,12 @@ def _ask(method: str, bucket: str, key: str, query: dict[str, str], keys: _Keys)
     headers["authorization"] = f"AWS4-HMAC-SHA256 {credential}"
     del headers["host"]
     asked = urllib.request.Request(f"{url.scheme}://{url.netloc}{path}?{words}", headers=headers, method=method)
-    with urllib.request.urlopen(asked, timeout=_SECONDS) as answer:
-        return str(answer.read(_MOST_BYTES).decode(errors="replace"))
+
+    def ask() -> bytes:
+        with urllib.request.urlopen(asked, timeout=_SECONDS) as answer:
+            return bytes(answer.read(_MOST_BYTES))
+
+    return answered(ask).decode(errors="replace")
 
 
 def _word(text: str) -> str:

@@ -6,13 +6,15 @@ The store keeps what was sent and shows none of it until then; a run that fails 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
 
 from ema_cli.errors import OutputError
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
+from ema_cli.system.signals import ending_since
 
 _LEAST_PART_BYTES = 5 << 20  # S3 takes no smaller one but the last
 _PART_BYTES = 8 << 20
@@ -22,6 +24,7 @@ _PARTS_AT_ONCE = 4
 _WAITING_PIECES = 2  # that were handed over and are in no part yet
 _TICK_SECONDS = 0.2
 _PATIENCE_SECONDS = 10.0
+_LITTLE_PATIENCE_SECONDS = 5.0  # once the program is to end
 
 
 def part_bytes(size: int) -> int:
@@ -44,6 +47,15 @@ def parts_at_once(size: int, objects: int = 1) -> int:
 def sending_bytes(size: int, objects: int = 1) -> int:
     """Return the memory that an object of `size` bytes takes while it is sent: the parts on their way, and the next."""
     return min(size, part_bytes(size) * (parts_at_once(size, objects) + 1))
+
+
+def abort(uploads: Iterable[Upload]) -> bool:
+    """Let the store forget what was sent. One that does not answer is not waited for long; return whether it did."""
+    patience = _PATIENCE_SECONDS if ending_since() is None else _LITTLE_PATIENCE_SECONDS
+    stopped, deadline = list(uploads), time.monotonic() + patience
+    for upload in stopped:
+        upload.stop()
+    return all(upload.has_ended(max(0.0, deadline - time.monotonic())) for upload in stopped)
 
 
 def held_bytes(size: int) -> int:
@@ -91,20 +103,22 @@ class Upload:
         Raises:
             OutputError: where the store refuses.
         """
-        self._thread.join()
+        while self._thread.is_alive():
+            self._check()
+            self._thread.join(_TICK_SECONDS)
         self._check()
 
-    def abort(self) -> None:
-        """Let the store forget what was sent. A store that does not answer is not waited for long."""
+    def stop(self) -> None:
+        """Let the store forget what was sent, and a thread go that waits in `send` or `wait`."""
         self._aborted = True
         with suppress(Full):
             self._pieces.put_nowait(None)
-        if self._thread.ident is not None:
-            self._thread.join(_PATIENCE_SECONDS)
 
-    def stop(self) -> None:
-        """Let a thread go that waits in `send`."""
-        self._aborted = True
+    def has_ended(self, seconds: float) -> bool:
+        """Return whether the store has nothing more to answer; wait so long for that."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _put(self, piece: bytes | None) -> None:
         while True:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 _published = threading.Event()
+_ending: float | None = None
 
 
 class Interrupted(BaseException):
@@ -42,6 +42,15 @@ def finishing() -> AbstractContextManager[None]:
     return _handling(_interrupt_once)
 
 
+def ending_since() -> float | None:
+    """Return since when the program is to end, by the monotonic clock; None where no signal has said so yet.
+
+    One that is held back counts, too: whoever waits for an answer in an indivisible step need not wait for long then.
+    Not the first one of several after which there is still something to finish.
+    """
+    return _ending
+
+
 def note_publication() -> None:
     """Note that something was put where it belongs, so that an interrupt does not say that nothing was."""
     _published.set()
@@ -56,10 +65,13 @@ def last_words(number: int) -> str:
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    global _ending
+    _ending = None
     try:
         _handle(handler)
         yield
     finally:
+        _ending = None
         for number in _ENDING:
             # Not after an interrupt: the rest of the clean-up, at the exit of the interpreter, must not be interrupted.
             if signal.getsignal(number) is handler:
@@ -80,6 +92,7 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     # A second signal must not interrupt the clean-up.
+    _note_end()
     _handle(_ignore)
     raise Interrupted(number)
 
@@ -87,6 +100,11 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 def _interrupt_once(number: int, _frame: FrameType | None) -> NoReturn:
     _handle(_end)
     raise Interrupted(number)
+
+
+def _note_end() -> None:
+    global _ending
+    _ending = _ending or time.monotonic()
 
 
 def _ignore(number: int, _frame: FrameType | None) -> None:
@@ -100,14 +118,21 @@ def deferred_signals() -> Iterator[None]:
     Own handlers do it, because a signal mask holds for one thread only: a thread of a library would take the signal,
     and Python would still run its handler in the main thread.
     """
+    global _ending
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
     handlers = {number: signal.getsignal(number) for number in _ENDING}
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        held.append(number)
+        if handlers[number] is not _interrupt_once or len(held) > 1:
+            _note_end()
+
     for number, handler in handlers.items():
         if handler not in (signal.SIG_IGN, None):
-            signal.signal(number, lambda number, _frame: held.append(number))
+            signal.signal(number, hold)
     try:
         yield
     finally:
@@ -115,4 +140,9 @@ def deferred_signals() -> Iterator[None]:
             if handler not in (signal.SIG_IGN, None):
                 signal.signal(number, handler)
         if held:
+            if handlers[held[0]] not in _OURS:
+                _ending = None  # whoever called us from Python may go on
             signal.raise_signal(held[0])
+
+
+_OURS = (_end, _interrupt, _interrupt_once, _ignore)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 
+WAITS_FOR_STORE = "ask"
+"""The name of a thread that has asked a store, and ends with the answer."""
+
+
 @contextmanager
 def thread_errors() -> Iterator[None]:
     """Turn the RuntimeError of a thread that cannot be started into an EmaError with a hint."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,11 @@ from ema_cli.formats.output_file import FramedFile, OutputFile
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Sender
-from ema_cli.system.threads import thread_errors
+from ema_cli.system.threads import reading_pool
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from ema_cli.storage.store_stream import StoreStream
 
 
@@ -76,12 +77,13 @@ class OpenFiles:
 
 @contextmanager
 def finishing(streams: Sequence[OutputStream | StoreStream], threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool whose threads bring files to the disk and sum them up. After an error none waits for a sum.
+    """Yield a pool whose threads bring files to the disk and sum them up. After an error none waits for a sum, and
+    nobody for a thread: one may copy from a store that does not answer.
 
     Raises:
         EmaError: where no thread can be started.
     """
-    with thread_errors(), ThreadPoolExecutor(threads, "finish") as pool:
+    with reading_pool(threads, "finish") as pool:
         try:
             yield pool
         except BaseException:

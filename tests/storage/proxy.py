@@ -30,7 +30,10 @@ class Request:
 
 
 Fault = Callable[[Request], str | None]
-"""What is done to a request: `cut`, `stall`, `flip` for a byte of its own, the number of a status, or nothing."""
+"""What is done to a request: `cut`, `stall`, `flip` for a byte of its own, the number of a status, or nothing.
+
+To one that meets `silence` nothing is answered, and the store does not get it.
+"""
 
 
 @dataclass(slots=True)
@@ -95,6 +98,10 @@ class _Handler(Handler):
         request = proxy.note(self.command, self.path, wanted, signed=signed, pays=pays)
         fault = self.fault = proxy.fault(request)
         time.sleep(proxy.delay)
+        if fault == "silence":
+            proxy.stopped.wait(_STALL_SECONDS)
+            self.close_connection = True
+            return
         if fault is not None and fault.isdigit():
             self.give(Answer(int(fault), b"<Error><Message>this is a test</Message></Error>"))
             return

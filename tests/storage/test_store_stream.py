@@ -18,6 +18,7 @@ from ema_cli.storage import store_stream
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.store_stream import StoreStream, memory_of_streams, shard_that_fits
 from ema_cli.storage.stores import client_of
+from ema_cli.storage.uploads import abort
 from tests.storage.stores import obstore
 
 _numbers = count()
@@ -121,7 +122,7 @@ def test_a_file_that_is_not_whole_is_an_error(tmp_path: Path):
     stream.write(6, b"7890")
     with pytest.raises(OutputError, match=r"x\.bin: got 5 of 10 bytes"):
         stream.sync()
-    stream.upload.abort()
+    assert abort([stream.upload])
 
 
 def test_who_waits_for_a_turn_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -74,7 +74,7 @@ def test_the_store_forgets_what_is_aborted(proxy: Proxy, folder: StorePath):
     upload = Upload(folder / "x.bin", 12 * MIB)
     for _ in range(8):
         upload.send(bytes(MIB))
-    upload.abort()
+    assert uploads.abort([upload])
     assert "DELETE" in [request.method for request in proxy.requests if "uploadId" in request.path]
     with pytest.raises(OutputError, match=r"x\.bin: the upload was stopped"):
         upload.send(b"more")

@@ -74,6 +74,10 @@ IN_BUCKETS = {
         f"{_WRITTEN}::test_what_is_there_is_replaced_only_by_force",
         f"{_WRITTEN}::test_what_another_run_put_is_not_removed",
     ],
+    "Ctrl-C or SIGTERM, and the store answers nothing": [
+        "tests/storage/test_interrupted_in_stores.py::test_ctrl_c_ends_a_command_at_whatever_request_the_store_falls_silent",
+        "tests/storage/test_asking.py::test_once_the_program_is_to_end_an_answer_is_not_awaited_for_long",
+    ],
     "an error, Ctrl-C or SIGTERM": [
         f"{_WRITTEN}::test_an_interrupt_leaves_nothing",
         f"{_WRITTEN}::test_an_upload_that_fails_leaves_nothing",
