@@ -77,13 +77,16 @@ def look_at(path: StorePath) -> Mapping[str, Any]:
     return found
 
 
-def content_of(path: StorePath, most: int | None = None, **options: object) -> tuple[Mapping[str, Any], bytes]:
-    """Return what the store says of an object, and its bytes: those of a range, where the options name one.
+def content_of(
+    path: StorePath, part: tuple[int, int] | None = None, *, most: int | None = None
+) -> tuple[Mapping[str, Any], bytes]:
+    """Return what the store says of an object, and its bytes: those of a part, where one is named, from and to.
 
     None of these where the object has more than `most`.
     """
 
     def ask() -> tuple[Mapping[str, Any], bytes]:
+        options = {} if part is None else {"range": part}
         answer = obstore().get(client_of(path), key_of(path), options=options)
         is_long = most is not None and int(answer.meta["size"]) > most
         return answer.meta, b"" if is_long else bytes(answer.bytes())

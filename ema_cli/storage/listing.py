@@ -185,7 +185,7 @@ class Listing:
         """Read the beginning of a file of a web server: what is signed for reading allows nothing else."""
         with store_errors(path, "cannot be read"):
             try:
-                meta, content = content_of(path, range=(0, FIRST_BYTES))
+                meta, content = content_of(path, (0, FIRST_BYTES))
             except (obstore().exceptions.PermissionDeniedError, obstore().exceptions.UnauthenticatedError) as error:
                 # Nor does it say what lies beside that: buckets answer so where nothing is.
                 raise error if path.is_named else FileNotFoundError from error

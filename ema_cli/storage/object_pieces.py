@@ -69,7 +69,7 @@ def check_same(path: StorePath, stored: StoredObject) -> None:
     """
     try:
         with store_errors(path, "cannot be looked at"):
-            meta = content_of(path, range=(0, 1))[0] if path.scheme in WEB else look_at(path)
+            meta = content_of(path, (0, 1))[0] if path.scheme in WEB else look_at(path)
     except Missing as error:
         raise Missing("disappeared while it was used", subject=path) from error
     if _plain(tag_of(meta)) != _plain(stored.tag) or int(meta["size"]) != stored.size:

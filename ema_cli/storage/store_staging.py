@@ -282,8 +282,7 @@ def _check_end(stream: StoreStream) -> None:
     path, begin = stream.path, stream.size - len(stream.last)
     try:
         with store_errors(path, "does not read back"):
-            options = {"range": (begin, stream.size)} if begin else {}
-            _, end = content_of(path, **options)
+            _, end = content_of(path, (begin, stream.size) if begin else None)
     except CheckpointError as error:
         raise OutputError(error.fact, subject=path) from error
     if end != stream.last:

@@ -122,12 +122,12 @@ def deferred_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[int] = []
+    held: list[signal.Signals] = []
     handlers = {number: signal.getsignal(number) for number in _ENDING}
 
     def hold(number: int, _frame: FrameType | None) -> None:
-        held.append(number)
-        if handlers[number] is not _interrupt_once or len(held) > 1:
+        held.append(signal.Signals(number))
+        if handlers[held[-1]] is not _interrupt_once or len(held) > 1:
             _note_end()
 
     for number, handler in handlers.items():
@@ -145,4 +145,4 @@ def deferred_signals() -> Iterator[None]:
             signal.raise_signal(held[0])
 
 
-_OURS = (_end, _interrupt, _interrupt_once, _ignore)
+_OURS: tuple[object, ...] = (_end, _interrupt, _interrupt_once, _ignore)
