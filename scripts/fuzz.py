@@ -30,6 +30,7 @@ RANK_FILE = "model_rank_{}.pt"
 ZERO_MODEL, ZERO_OPTIMIZER = "zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 ITEM_FILE, ITEM_CLOCK, ITEM_METADATA = "model_0.pt", "train_state_1.pt", "metadata.pkl"
 UNIVERSAL_MODEL, UNIVERSAL_WEIGHT = "mp_rank_00_model_states.pt", "zero/w/fp32.pt"
+MASTER = "optimizer.state.param."
 FLAT_FILE = "model/rank1.pt"
 RANK_SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 READ_BYTES = 1 << 12  # from either end of a tensor
@@ -174,15 +175,21 @@ def fuzz_rank_shards(around: Path) -> Reader:
     return lambda data: read_through(open_checkpoint(replaced(around / RANK_SHARD.format(1), data).parent).tensors)
 
 
-def fuzz_one_of(name: str) -> Callable[[Path], Reader]:
-    """Return what reads one file of a folder, by its path in it, beside good files."""
+def fuzz_one_of(name: str, *, masters: bool = False) -> Callable[[Path], Reader]:
+    """Return what reads one file of a folder, by its path in it, beside good files.
+
+    With `masters` it is the float32 weights of an optimizer that are read.
+    """
 
     def fuzz(around: Path) -> Reader:
         from ema_cli.formats import open_checkpoint
+        from ema_cli.formats.options import ReadOptions
+
+        options = ReadOptions(masters=masters)
 
         def read(data: bytes) -> None:
             replaced(around / name, data)
-            read_through(open_checkpoint(around).tensors)
+            read_through(open_checkpoint(around, options).tensors)
 
         return read
 
@@ -379,6 +386,18 @@ def metadata_seeds(around: Path) -> Seeds:
     yield pickle.dumps(pickle.loads(pickle.dumps(metadata)))
 
 
+def masters_seeds(around: Path) -> Seeds:
+    """Write a folder with a model, and its weights in float32 as Megatron names them, and yield its `.metadata`."""
+    import torch.distributed.checkpoint as dcp
+
+    wide = {name: tensor.float() for name, tensor in tensors().items() if tensor.is_floating_point()}
+    saved = {**tensors(), **{f"{MASTER}{name}": tensor for name, tensor in wide.items()}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is one process which saves
+        dcp.save(saved, checkpoint_id=around, no_dist=True)
+    yield (around / ".metadata").read_bytes()
+
+
 def rank_shard_seeds(around: Path) -> Seeds:
     """Write the file of one of two ranks, and yield that of the other: halves of a matrix and of a vector."""
     import torch
@@ -417,6 +436,25 @@ def zero_seeds(name: str) -> Callable[[Path], Seeds]:
     return seeds
 
 
+def rows_seeds(around: Path) -> Seeds:
+    """Write what two ranks of ZeRO stage 2 save, a row for each group, and yield an optimizer's file in old format."""
+    import torch
+
+    model = {
+        "module": {"w": torch.ones(1, 3).bfloat16(), "counter": torch.tensor(3)}, "buffer_names": ["counter"],
+        "param_shapes": [{"w": torch.Size((1, 3))}], "global_steps": 3, "dp_world_size": 2,
+    }  # fmt: skip
+    torch.save(model, around / UNIVERSAL_MODEL, _use_new_zipfile_serialization=False)
+    for rank, count in enumerate((2, 1)):
+        states = {
+            "zero_stage": 2, "partition_count": [2], "single_partition_of_fp32_groups": [torch.ones(count)],
+            "param_alignment_paddings": [[0]], "group_paddings": [1],
+        }  # fmt: skip
+        path = around / ZERO_OPTIMIZER.replace("rank_0", f"rank_{rank}", 1)
+        torch.save({"optimizer_state_dict": states}, path, _use_new_zipfile_serialization=False)
+    yield (around / ZERO_OPTIMIZER).read_bytes()
+
+
 def universal_seeds(name: str) -> Callable[[Path], Seeds]:
     """Return what writes a folder as `ds_to_universal` makes it, and yields one of its files, in torch's old format."""
 
@@ -435,6 +473,38 @@ def universal_seeds(name: str) -> Callable[[Path], Seeds]:
             UNIVERSAL_WEIGHT: {"param": torch.ones(2, 2), "cat_dim": 0},
         }.items():
             torch.save(saved, around / path, _use_new_zipfile_serialization=False)
+        yield (around / name).read_bytes()
+
+    return seeds
+
+
+def cut_universal_seeds(name: str) -> Callable[[Path], Seeds]:
+    """Return what writes the same of two ranks, each with a row of a matrix, and yields one of its files.
+
+    What says how they cut it is a map in the model states, or lies beside the parameter, as of `name` can be read.
+    """
+
+    def seeds(around: Path) -> Seeds:
+        import torch
+
+        pieces = [{"shape": [1, 2], "source": [2 * rank, [2, 1]], "dest": [0, [2, 1]]} for rank in range(2)]
+        ranks = {rank: {"shard_shape": [1, 2], "pieces": [piece]} for rank, piece in enumerate(pieces)}
+        info = {"affine_map": {"version": 1, "params": {"^w$": {"logical_shape": [2, 2], "ranks": ranks}}}}
+        for rank in range(2):
+            model = {
+                "module": {"w": torch.ones(1, 2), "still": torch.ones(3), "counter": torch.tensor(3)},
+                "buffer_names": ["counter"], "global_steps": 3, "param_shapes": [{"w": torch.Size((1, 2))}],
+                "frozen_param_shapes": {"still": torch.Size((3,))}, "mp_world_size": 2,
+                "universal_checkpoint_info": info if name == UNIVERSAL_MODEL else {"sub_param_shard_widths": {}},
+            }  # fmt: skip
+            torch.save(model, around / f"mp_rank_0{rank}_model_states.pt", _use_new_zipfile_serialization=False)
+        for label, saved in {
+            "w": {"param": torch.ones(2, 2), "cat_dim": 0, "param_n_sub_params": 1},
+            "still": {"param": torch.ones(3)},
+        }.items():
+            path = around / UNIVERSAL_WEIGHT.replace("w", label, 1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(saved, path, _use_new_zipfile_serialization=False)
         yield (around / name).read_bytes()
 
     return seeds
@@ -484,7 +554,7 @@ def flat_seeds(around: Path) -> Seeds:
         (Info(True, 0, 3, 0, 2), Info(False, None, None, None, None)),
         (Info(True, 0, 1, 3, 3), Info(True, 1, 2, 0, 1)),
     ]
-    (around / "model").mkdir()
+    (around / "model").mkdir(exist_ok=True)
     for rank, own in enumerate(infos):
         known = {"data": torch.ones(3), "_fqns": ("a", "b"), "_shapes": (torch.Size((2, 2)), torch.Size((2,)))}
         handle = {f"flat_param.{key}": value for key, value in {**known, "_shard_param_infos": own}.items()}
@@ -626,6 +696,11 @@ ZERO_WORDS = (
     "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names", "module",
     "partition_count", "fp32_flat_groups", "single_partition_of_fp32_groups", "param_alignment_paddings", "zero_stage",
 )  # fmt: skip
+CUT_WORDS = (
+    "universal_checkpoint_info", "affine_map", "params", "logical_shape", "ranks", "shard_shape", "pieces", "source",
+    "dest", "scale", "cat_dim", "param_n_sub_params", "sub_param_shape", "vocab_tensor", "partition_dim", "patterns",
+    "sub_param_shard_widths", "cdeepspeed.checkpoint.constants\nSubparamShape\n", "mp_world_size",
+)  # fmt: skip
 RANK_WORDS = (
     "_local_tensor", "_spec", "mesh", "placements", "tensor_meta", "shard_order", "_layout", "axes", "_root_mesh",
     "dim", "_coordinate_on_dim", "split_factor", "ctorch.distributed.tensor\nDTensor\n", "shard_offsets",
@@ -655,8 +730,14 @@ TARGETS: Mapping[str, Target] = {
     "description": Target(fuzz_description, pickle_seeds, (*PICKLE_WORDS, "optimizer", "X\x09\x00\x00\x00optimizer")),
     "module": Target(fuzz_module, pickle_seeds, PICKLE_WORDS),
     "metadata": Target(fuzz_metadata, metadata_seeds, PICKLE_WORDS + DCP_WORDS),
+    "masters": Target(
+        fuzz_one_of(".metadata", masters=True),
+        masters_seeds,
+        (*PICKLE_WORDS, *DCP_WORDS, MASTER, "optimizer.distributed."),
+    ),
     "zero-model": Target(fuzz_one_of(ZERO_MODEL), zero_seeds(ZERO_MODEL), PICKLE_WORDS + ZERO_WORDS),
     "zero-optimizer": Target(fuzz_one_of(ZERO_OPTIMIZER), zero_seeds(ZERO_OPTIMIZER), PICKLE_WORDS + ZERO_WORDS),
+    "zero-rows": Target(fuzz_one_of(ZERO_OPTIMIZER, masters=True), rows_seeds, PICKLE_WORDS + ZERO_WORDS),
     "rank-file": Target(
         fuzz_one_of(RANK_FILE.format(0)), rank_seeds(RANK_FILE.format(0), {RANK_FILE: None}), PICKLE_WORDS + RANK_WORDS
     ),
@@ -666,6 +747,12 @@ TARGETS: Mapping[str, Target] = {
     ),
     "universal-weight": Target(
         fuzz_one_of(UNIVERSAL_WEIGHT), universal_seeds(UNIVERSAL_WEIGHT), (*PICKLE_WORDS, "param", "cat_dim")
+    ),
+    "cut-model": Target(
+        fuzz_one_of(UNIVERSAL_MODEL), cut_universal_seeds(UNIVERSAL_MODEL), PICKLE_WORDS + ZERO_WORDS + CUT_WORDS
+    ),
+    "cut-weight": Target(
+        fuzz_one_of(UNIVERSAL_WEIGHT), cut_universal_seeds(UNIVERSAL_WEIGHT), PICKLE_WORDS + CUT_WORDS
     ),
     "item-file": Target(fuzz_one_of(ITEM_FILE), rank_seeds(ITEM_FILE, ITEMS), PICKLE_WORDS + RANK_WORDS),
     "item-clock": Target(fuzz_one_of(ITEM_CLOCK), rank_seeds(ITEM_CLOCK, ITEMS), PICKLE_WORDS + ITEM_WORDS),

@@ -51,6 +51,7 @@ ROWS = {
         _RANKS.format("runs", "test_items_need_no_metadata"),
         _RANKS.format("runs", "test_a_missing_item_of_a_rank_is_named"),
         _RANKS.format("runs", "test_items_of_two_moments_are_refused"),
+        _RANKS.format("runs", "test_a_first_item_that_is_cut_is_no_reason_to_pass_the_checkpoint_over"),
     ],
     "DeepSpeed": [
         f"{_ZERO}/test_checkpoint.py::test_what_deepspeed_wrote_is_what_its_script_gives",
@@ -64,13 +65,17 @@ ROWS = {
     "DeepSpeed, universal": [
         f"{_ZERO}/test_universal.py::test_what_deepspeed_converted_is_the_save_that_it_converted",
         f"{_ZERO}/test_universal.py::test_tensors_that_ranks_cut_are_whole_there",
+        f"{_ZERO}/test_universal.py::test_tensors_that_ranks_cut_before_stage_3_are_whole_there",
+        f"{_ZERO}/test_universal.py::test_what_does_not_train_is_in_parts_there",
         f"{_ZERO}/test_universal.py::test_what_is_wrong_is_one_error",
+        "tests/hostile/test_universal.py::test_hostile_maps",
     ],
     "Megatron-Core": [
         f"{_MEGATRON}::test_float32_weights_are_averaged_alone",
         f"{_MEGATRON}::test_weights_in_an_optimizer_s_buffers_are_refused_and_can_be_dropped",
         "tests/formats/trainers/test_sidecars.py::test_megatron_s_common_state_among_the_shards",
         "tests/test_wrong_models.py::test_a_part_of_megatron_s_is_refused",
+        "tests/hostile/test_masters.py::test_hostile_masters",
     ],
     "numpy, MLX": [
         _ARRAYS.format("npz", "test_a_run_of_archives_is_averaged_checked_and_made_again"),
@@ -85,6 +90,7 @@ ROWS = {
         _ARRAYS.format("nemo", "test_the_weights_are_read_where_they_lie"),
         _ARRAYS.format("nemo", "test_a_model_in_parts_is_refused"),
         _ARRAYS.format("nemo", "test_a_compressed_archive_is_unpacked_as_the_hint_says"),
+        "tests/hostile/test_nemo.py::test_hostile_archives",
     ],
     "Paddle": [
         _ARRAYS.format("paddle", "test_arrays_are_read_where_they_lie"),
@@ -112,6 +118,7 @@ ROWS = {
         _RANKS.format("flat", "test_rows_are_cut_into_parameters"),
         _RANKS.format("flat", "test_missing_ranks_are_listed"),
         _RANKS.format("flat", "test_what_does_not_say_where_its_parameters_lie_is_refused"),
+        "tests/hostile/test_flat.py::test_hostile_rows",
     ],
 }
 # The beginning of an item below the table -> its tests.
@@ -126,6 +133,7 @@ ITEMS = {
         _RANKS.format("checkpoint", "test_buffers_are_those_of_the_first_rank"),
         f"{_REPLICAS}::test_one_byte_that_samples_miss_is_found",
         f"{_REPLICAS}::test_buffers_that_differ_are_named",
+        f"{_REPLICAS}::test_buffers_that_differ_are_a_warning",
         f"{_REPLICAS}::test_buffers_of_deepspeed_s_ranks_are_compared",
         f"{_REPLICAS}::test_little_is_held_of_what_is_compared",
     ],

@@ -249,13 +249,19 @@ class DcpFolder(Format):
     """A folder of torch.distributed.checkpoint, a file for each piece, with a tensor in two of them."""
 
     def write(self, folder: Path) -> Path:
-        model = small_tensors() | {"cut": torch.arange(15.0).reshape(5, 3).as_subclass(Cut)}
-        saved = {"model": model, "step": 3, "optim": {"state": {"a": torch.ones(1)}}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it is one process which saves
             writer = dcp.FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
-            dcp.save(saved, storage_writer=writer, no_dist=True)
+            dcp.save(self.state(), storage_writer=writer, no_dist=True)
         return folder
+
+    def model(self) -> dict[str, torch.Tensor]:
+        """Return the model."""
+        return small_tensors() | {"cut": torch.arange(15.0).reshape(5, 3).as_subclass(Cut)}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is saved."""
+        return {"model": self.model(), "step": 3, "optim": {"state": {"a": torch.ones(1)}}}
 
     def load(self, path: Path) -> Tensors:
         planner, reader = loaded_by_torch(path)
@@ -295,6 +301,32 @@ class ZeroFolder(Format):
         return {**tensors, **tied}
 
 
+class ZeroMasters(Format):
+    """A folder of DeepSpeed's with what two ranks of ZeRO stage 2 save, of which the float32 weights are taken."""
+
+    options = ReadOptions(masters=True)
+
+    def write(self, folder: Path) -> Path:
+        weights = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(3)}
+        frozen, buffers = {"still": torch.ones(3, dtype=torch.bfloat16)}, {"counter": torch.tensor(3)}
+        return Saved(stage=2, groups=[weights], frozen=frozen, buffers=buffers).write(folder)
+
+    def load(self, path: Path) -> Tensors:
+        """Put the rows together as DeepSpeed's zero_to_fp32.py does; what does not train is in the model."""
+        (model,) = [torch_load(file) for file in path.glob("*_model_states.pt")]
+        states = [torch_load(file)["optimizer_state_dict"] for file in sorted(path.glob("*_optim_states.pt"))]
+        ranks = max(states[0]["partition_count"])
+        assert ranks == len(states)
+        tensors, aligned = dict(model["module"]), 2 * ranks
+        for number, group in enumerate(model["param_shapes"]):
+            row, at = torch.cat([each["single_partition_of_fp32_groups"][number] for each in states]), 0
+            for name, shape in group.items():
+                tensors[name] = row[at : at + shape.numel()].view(shape)
+                at += shape.numel()
+            assert -(-at // aligned) == -(-len(row) // aligned)
+        return tensors
+
+
 @dataclass
 class UniversalFolder(Format):
     """A folder of DeepSpeed's universal format, made of what two ranks saved."""
@@ -328,6 +360,31 @@ class UniversalFolder(Format):
             tensors[name] = value.view(shape)
         tied = {name: tensors[kept] for name, kept in first.get("shared_params", {}).items() if kept in tensors}
         return {**tensors, **tied}
+
+
+@dataclass
+class CutUniversal(Format):
+    """A folder of DeepSpeed's universal format, made of what two ranks saved that cut tensors between them."""
+
+    maps: bool
+
+    def write(self, folder: Path) -> Path:
+        weights = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(4)}
+        frozen, buffers = {"still": torch.ones(4, dtype=torch.bfloat16)}, {"counter": torch.tensor(3)}
+        cuts = {"layer.bias": "rows"}
+        saved = Saved(stage=2, groups=[weights], frozen=frozen, buffers=buffers, cuts=cuts)
+        return saved.write_universal(folder, 2, maps=self.maps)
+
+    def files(self, folder: Path) -> list[Path]:
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def load(self, path: Path) -> Tensors:
+        """Take each parameter from its file, as DeepSpeed does; what does not train is the same in both ranks."""
+        first, other = (torch_load(file) for file in sorted(path.glob("*_model_states.pt")))
+        trained = {name for group in first["param_shapes"] for name in group}
+        tensors = {name: value for name, value in first["module"].items() if name not in trained}
+        assert all(name in other["module"] for name in tensors)
+        return {**tensors, **{name: torch_load(path / "zero" / name / "fp32.pt")["param"] for name in trained}}
 
 
 @dataclass
@@ -674,6 +731,17 @@ class MegatronFolder(DcpFolder):
         return {name: planner.flat.get(f"{self.MASTER}{name}", value) for name, value in model.items()}
 
 
+class MegatronFsdp(DcpFolder):
+    """A folder of Megatron's `fsdp_dtensor`: names begin with `module.`, and the clock lies among the shards."""
+
+    def state(self) -> dict[str, Any]:
+        model = {f"module.{name}": value for name, value in self.model().items()}
+        return {"model": model, "iteration": 3, "checkpoint_version": 3.0, "optimizer": {"state": torch.ones(1)}}
+
+    def load(self, path: Path) -> Tensors:
+        return {name.removeprefix("module."): value for name, value in super().load(path).items()}
+
+
 FORMATS: dict[str, Format] = {
     "safetensors": Safetensors(),
     "torch zip": TorchSave(zipped=True, nested=False),
@@ -686,9 +754,13 @@ FORMATS: dict[str, Format] = {
     "shards of ranks": RankShards(),
     "DCP": DcpFolder(),
     "ZeRO": ZeroFolder(),
+    "ZeRO, stage 2": ZeroMasters(),
     "universal": UniversalFolder(stage=2),
     "universal, stage 3": UniversalFolder(stage=3),
+    "universal, tensor parallel": CutUniversal(maps=False),
+    "universal, tensor parallel with maps": CutUniversal(maps=True),
     "Megatron": MegatronFolder(),
+    "Megatron-FSDP": MegatronFsdp(),
     "torch_checkpointing": Items(zipped=False),
     "files of ranks": RankFiles(zipped=True),
     "files of ranks, legacy": RankFiles(zipped=False),

@@ -230,7 +230,19 @@ def names() -> list[Case]:
     ]
 
 
+def many_to_one(value: bytes, count: int = 20_000) -> Case:
+    """Return a case of many keys beside the model that lead to one value, which has as many."""
+    again = b"".join(text(f"k{key}") + b"h\x01" for key in range(count))
+    pickle = saved()[:-2] + text("k") + value + b"q\x01" + again + b"u."
+    return Case(
+        writes(lambda: torch_zip(pickle)), code=0, label=f"many keys to one {'list' if value[:1] == b'(' else 'dict'}"
+    )
+
+
+MANY = 20_000
 ARCHIVES = [
+    many_to_one(b"(" + b"K\x01" * MANY + b"l"),
+    many_to_one(b"}(" + b"".join(text(f"x{key}") + b"K\x01" for key in range(MANY)) + b"u"),
     patched(same_name_twice, "'a/data/0' stands twice"),
     patched(entry_larger_than_the_file, "reaches past the end"),
     patched(entry_over_another, "overlaps another"),

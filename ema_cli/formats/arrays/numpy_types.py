@@ -54,9 +54,11 @@ def describe(key: str, dtype: str, shape: tuple[int, ...], *, by_columns: bool =
     Raises:
         CheckpointError: for a shape that no tensor has.
     """
-    count = prod(shape)
-    if len(shape) > MAX_DIMENSIONS or any(length < 0 for length in shape) or count > MAX_ELEMENTS:
-        raise CheckpointError(f"an array has the shape {str(list(shape))[:80]}, which no tensor has")
+    # Before anything is multiplied: a file can describe any number of lengths in a few bytes.
+    is_shape = len(shape) <= MAX_DIMENSIONS and all(0 <= length <= MAX_ELEMENTS for length in shape)
+    if not is_shape or (count := prod(shape)) > MAX_ELEMENTS:
+        shown = [length if abs(length) <= MAX_ELEMENTS else "..." for length in shape[:4]]
+        raise CheckpointError(f"an array has {len(shape)} dimensions, {shown} first, which no tensor has")
     order = shape if by_columns else shape[::-1]
     strides, step = [], 1
     for length in order:

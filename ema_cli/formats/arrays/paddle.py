@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
+from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.arrays.numpy_types import describe, dtype_of
 from ema_cli.formats.pickles.unpickle import unpickle_around_bytes
@@ -36,29 +38,48 @@ def open_pdparams(file: ByteSource) -> TorchFile:
         if _CUT in root:
             raise CheckpointError("has large arrays in slices", subject=file.path, hint=_OTHER_PROTOCOL)
         root.pop(_NAMES, None)
-    spans: dict[str, Span] = {}
+    arrays = _Arrays()
     try:
-        root = _described(root, spans, "the array", _MAX_DEPTH)
+        root = arrays.described(root, "the array", _MAX_DEPTH)
     except CheckpointError as error:
         error.about(file.path)
         raise
 
-    return TorchFile(file, root, locate_in(spans))
+    return TorchFile(file, root, locate_in(arrays.spans))
 
 
-def _described(value: Any, spans: dict[str, Span], name: str, depth: int) -> Any:
-    """Return a value with the description of a tensor in the place of each array; note where the bytes of each lie.
+@dataclass(slots=True)
+class _Arrays:
+    """Describes arrays, and notes where the bytes of each lie: `spans`, by the keys of storages."""
 
-    A tensor below the top is a tuple of its name in a program and its array.
-    """
-    match value:
-        case dict() if depth:
-            return {key: _described(inner, spans, str(key)[:200], depth - 1) for key, inner in value.items()}
-        case (str(), Inert(kind=kind) as array) if kind in _ARRAY:
-            return _described(array, spans, name, depth)
-        case Inert(kind=kind) if kind in _ARRAY:
-            return _array(value, spans, name)
-    return value
+    spans: dict[str, Span] = field(default_factory=dict)
+    _known: dict[tuple[int, int], Any] = field(default_factory=dict)  # by a dict's id, and how deep more are looked at
+
+    def described(self, value: Any, name: str, depth: int) -> Any:
+        """Return a value with the description of a tensor in the place of each array.
+
+        A tensor below the top is a tuple of its name in a program and its array.
+        """
+        match value:
+            case dict() if depth:
+                return self._of_dict(value, depth)
+            case (str(), Inert(kind=kind) as array) if kind in _ARRAY:
+                return self.described(array, name, depth)
+            case Inert(kind=kind) if kind in _ARRAY:
+                return _array(value, self.spans, name)
+        return value
+
+    def _of_dict(self, values: dict[Any, Any], depth: int) -> dict[Any, Any]:
+        # Each once: many keys may lead to one dict, many of whose keys lead to one, and so on.
+        key = id(values), depth
+        if key not in self._known:
+            self._known[key] = {key: self.described(inner, _called(key), depth - 1) for key, inner in values.items()}
+        found: dict[Any, Any] = self._known[key]
+        return found
+
+
+def _called(key: Any) -> str:
+    return key[:200] if isinstance(key, str) else "the array"
 
 
 def _array(array: Inert, spans: dict[str, Span], name: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, TypeGuard
 
-from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, Progress, TensorSpec, check_tensor_name
+from ema_cli.checkpoint import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSORS, Progress, TensorSpec, check_tensor_name
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.boxes import Damaged, Shape
@@ -23,6 +23,7 @@ from ema_cli.storage.source import InputFile
 
 _KEY = "flat_param."
 _WRAPPER = "_fsdp_wrapped_module."
+_MAX_MODULE = 1 << 12  # characters of a module's name, with FSDP's wrapper before each part
 _INFO = "_ShardParamInfo"  # of torch from 2.1 on; before, two lists say the same
 
 
@@ -57,43 +58,61 @@ def read_flat(file: InputFile, opened: TorchFile, ranks: int) -> RankTable:
         CheckpointError: where it does not say which parameters lie in it, or not in order.
     """
     try:
-        rows = dict(_rows(opened.root))
-        pieces = {key: list(_pieces(handle, prefix)) for key, (prefix, handle) in rows.items()}
+        rows = list(_rows(opened.root))
+        flat = {row.words: row.handle[f"{_KEY}data"] for row in rows}
+        tensors = opened.tensors(flat)
+        storages = opened.locate(dict.fromkeys(ref.storage.key for ref in flat.values()))
+        parts, shapes = [], dict[str, Shape]()
+        for row in rows:
+            ref, spec, located = flat[row.words], tensors.specs[row.words], tensors.locate(row.words)
+            first, stored = storages[ref.storage.key]
+            # One by one: rows may repeat each other without end.
+            for piece in _pieces(row.handle, row.module.replace(_WRAPPER, "")):
+                check_tensor_name(piece.name, file.path)
+                if piece.name in shapes:
+                    raise Damaged(f"'{piece.name}' is in two rows of parameters")
+                shapes[piece.name] = piece.shape
+                if piece.at + piece.count > spec.count or located is None:
+                    raise Damaged(f"'{piece.name}' is said to lie in {row.words}, which has {spec.count} elements")
+                start = located[1] - first + spec.dtype.nbytes(piece.at)
+                boxes = array("q", [start, piece.begin, piece.count] if piece.count else [])
+                whole = TensorSpec(spec.dtype, (prod(piece.shape),))
+                parts.append(Part(piece.name, whole, True, ref.storage.key, stored, boxes))
     except Damaged as error:
         raise CheckpointError(str(error), subject=file.path) from None
-    flat = {key: handle[f"{_KEY}data"] for key, (_, handle) in rows.items()}
-    tensors = opened.tensors(flat)
-    storages = opened.locate(dict.fromkeys(ref.storage.key for ref in flat.values()))
-    parts, shapes = [], dict[str, Shape]()
-    for key, ref in flat.items():
-        spec, located, (first, stored) = tensors.specs[key], tensors.locate(key), storages[ref.storage.key]
-        for piece in pieces[key]:
-            if piece.name in shapes:
-                raise CheckpointError(f"'{piece.name}' is in two rows of parameters", subject=file.path)
-            check_tensor_name(piece.name, file.path)
-            shapes[piece.name] = piece.shape
-            if piece.at + piece.count > spec.count or located is None:
-                raise CheckpointError(
-                    f"'{piece.name}' is said to lie in {key}, which has {spec.count} elements", subject=file.path
-                )
-            start = located[1] - first + spec.dtype.nbytes(piece.at)
-            boxes = array("q", [start, piece.begin, piece.count] if piece.count else [])
-            whole = TensorSpec(spec.dtype, (prod(piece.shape),))
-            parts.append(Part(piece.name, whole, True, ref.storage.key, stored, boxes))
     return RankTable(tuple(shapes), tuple(parts), ranks, Progress(), shapes)
 
 
-def _rows(root: Any) -> Iterator[tuple[str, tuple[str, dict[Any, Any]]]]:
-    """Yield what is known of each row, and before it words for it and the module whose parameters it has."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is known of a row.
+
+    Attributes:
+        words: for it, other ones than those of any other.
+        module: the name of that whose parameters it has.
+        handle: its tables, and its part.
+    """
+
+    words: str
+    module: str
+    handle: Mapping[Any, Any]
+
+
+def _rows(root: Any) -> Iterator[_Row]:
+    """Yield the rows in a file."""
     modules = dig(root, "modules")
+    count = 0
     for module in modules if isinstance(modules, list) else ():
         name, handles = dig(module, "name"), dig(module, "handles")
-        if not isinstance(name, str) or not isinstance(handles, list):
+        if not isinstance(name, str) or len(name) > _MAX_MODULE or not isinstance(handles, list):
             raise Damaged("its 'modules' are none of FSDP's")
-        for number, handle in enumerate(handles):
+        for handle in handles:
             if not isinstance(handle, dict) or not isinstance(handle.get(f"{_KEY}data"), TensorRef):
                 raise Damaged(f"the parameters of '{name[:200]}' are no tensor")
-            yield f"row {number} of '{name[:200]}'", (name.replace(_WRAPPER, ""), handle)
+            yield _Row(f"row {count}, of '{name[:80]}'", name, handle)
+            count += 1
+            if count > MAX_TENSORS:
+                raise Damaged(f"it has more than {MAX_TENSORS} rows of parameters")
 
 
 def _pieces(handle: Mapping[Any, Any], prefix: str) -> Iterator[_Piece]:

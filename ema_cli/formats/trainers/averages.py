@@ -8,7 +8,7 @@ of averages by the way it is stored, and is the model's by names, or order, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from ema_cli.formats.pickles.values import Inert
@@ -43,11 +43,12 @@ from ema_cli.formats.trainers.names import (
     FROM_ITERATIONS,
     may_hold_averages,
 )
-from ema_cli.formats.trainers.nested import as_state_dict, dicts_around, dicts_in, dig
+from ema_cli.formats.trainers.nested import as_state_dict, dicts_around, dicts_in, dig, once
 
 OWN_MARK = "ema_cli"  # at the top of what our callback for Lightning saved with its average as the model
 _ONLINE = "online_model."
 _MAX_PARTS = 8  # of a model that are looked at
+_MAX_CALLED = 256  # names of averages in a dict, each of which is compared with all models beside it
 
 
 def sets_in(layout: Layout, root: Mapping[Any, Any], place: str, tensors: StateDict, file: Unpickled) -> Sets:
@@ -201,8 +202,9 @@ def _beside(
 def _called(around: Mapping[Any, Any]) -> list[str]:
     """Return the names in a dict of what is called averages, then of what may follow a model for another reason."""
     names = [name for name in around if isinstance(name, str)]
-    called = [name for name in names if AVERAGES_KEY.search(name)]
-    return [*called, *(name for name in names if FOLLOWER_KEY.search(name) and name not in called)]
+    called = dict.fromkeys(name for name in names if AVERAGES_KEY.search(name))
+    followers = (name for name in names if FOLLOWER_KEY.search(name) and name not in called)
+    return list(islice(chain(called, followers), _MAX_CALLED))
 
 
 def _follows(name: str, matched: Refs, tensors: StateDict, file: Unpickled) -> bool:
@@ -216,8 +218,8 @@ def averages_at_top(layout: Layout, root: Mapping[Any, Any]) -> dict[str, StateD
     places = {}
     for name in dict.fromkeys((*layout.beside, *_called(root))):
         value = dig(root, name)
-        below = value.values() if isinstance(value, dict) else ()
-        state = next((state for item in (value, *below) if (state := as_state_dict(item)) is not None), None)
+        below = (item for _, item in once(value.items())) if isinstance(value, dict) else ()
+        state = next((state for item in chain((value,), below) if (state := as_state_dict(item)) is not None), None)
         if state is not None:
             places[name] = state
     return places
@@ -257,7 +259,7 @@ def _match_in(value: Any, model: StateDict) -> tuple[Refs | None, Any]:
     if isinstance(value, list | tuple):
         return by_order(value, model), None
     inner = value.state if isinstance(value, Inert) else value
-    for name, child in inner.items() if isinstance(inner, dict) else ():
+    for name, child in once(inner.items()) if isinstance(inner, dict) else ():
         if name in STORED:
             continue
         below = as_state_dict(child)

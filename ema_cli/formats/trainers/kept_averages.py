@@ -5,6 +5,7 @@ Whether they were in use when the model was saved, the bytes say: the model's eq
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from ema_cli.formats.pickles.values import Inert, TensorRef
 from ema_cli.formats.trainers.layout import Sets, StateDict, Unpickled
 from ema_cli.formats.trainers.matching import Refs, by_names, by_order
 from ema_cli.formats.trainers.names import AVERAGED_COUNT, AVERAGES_KEY
-from ema_cli.formats.trainers.nested import dicts_around, is_state_dict
+from ema_cli.formats.trainers.nested import dicts_around, is_state_dict, once
 
 Count = Callable[[object], int | float | None]
 """Returns the number that a counter of updates has, None for what is none."""
@@ -56,7 +57,7 @@ def trained_schedule_free(states: Iterable[Mapping[Any, Any]]) -> bool | None:
 
 def optimizers(root: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
     """Yield the states of optimizers in a dict, or in a list or dict there."""
-    for value in root.values():
+    for _, value in once(root.items()):
         inner = value.values() if isinstance(value, dict) and "param_groups" not in value else ()
         for state in (*(value if isinstance(value, list | tuple) else (value,)), *inner):
             if isinstance(state, dict) and "param_groups" in state:
@@ -68,7 +69,7 @@ def own_state(root: Mapping[Any, Any], tensors: StateDict, file: Unpickled) -> S
 
     Of several averages it is the first, as in the evaluations of our callbacks.
     """
-    below = [(f"{at}.{name}", value) for at, around in root.items() if isinstance(around, dict)
+    below = [(f"{at}.{name}", value) for at, around in once(root.items()) if isinstance(around, dict)
              for name, value in around.items()]  # fmt: skip
     for where, value in ((str(at), value) for at, value in (*root.items(), *below)):
         averages = value.get("averages") if isinstance(value, dict) and value.keys() >= _OWN_STATE else None
@@ -137,26 +138,34 @@ def match_one(values: Any, tensors: StateDict) -> Refs | None:
 
 def _kept(root: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Mapping[Any, Any], Any]]:
     """Yield tensors that are called averages, below the top: their place, the dict around them and the tensors."""
-    todo: list[tuple[str, Any, int]] = [
+    todo: deque[tuple[str, Any, int]] = deque(
         (f"{prefix}{name}", value, 1)
         for prefix, around, own in dicts_around(root, place)
         for name, value in around.items()
         if name != own
-    ]
+    )
+    visited = set[int]()
+    lists: dict[int, bool] = {}
     for _ in range(_MAX_VISITS):
         if not todo:
             return
-        where, value, depth = todo.pop(0)
+        where, value, depth = todo.popleft()
         value = value.state if isinstance(value, Inert) else value
-        if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
-            todo += [(f"{where}.{at}", item, depth + 1) for at, item in enumerate(value[:_MAX_DEPTH])]
-        elif isinstance(value, dict):
-            for name, item in value.items():
-                is_list = isinstance(item, list | tuple) and any(isinstance(inner, TensorRef) for inner in item)
-                if AVERAGES_KEY.search(str(name)) and (is_list or is_state_dict(item)):
-                    yield f"{where}.{name}", value, item
-                if depth < _MAX_DEPTH and name not in ("state", "param_groups") and not is_list:
-                    todo.append((f"{where}.{name}", item, depth + 1))
+        if not isinstance(value, dict | list | tuple) or id(value) in visited:
+            continue
+        visited.add(id(value))
+        if not isinstance(value, dict):
+            if depth < _MAX_DEPTH:
+                todo.extend((f"{where}.{at}", item, depth + 1) for at, item in enumerate(value[:_MAX_DEPTH]))
+            continue
+        for name, item in value.items():
+            if isinstance(item, list | tuple) and id(item) not in lists:
+                lists[id(item)] = any(isinstance(inner, TensorRef) for inner in item)
+            is_list = lists.get(id(item), False)
+            if AVERAGES_KEY.search(str(name)) and (is_list or is_state_dict(item)):
+                yield f"{where}.{name}", value, item
+            if depth < _MAX_DEPTH and name not in ("state", "param_groups") and not is_list:
+                todo.append((f"{where}.{name}", item, depth + 1))
 
 
 def _equal(matched: Refs, tensors: StateDict, file: Unpickled) -> bool | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from ema_cli.errors import CheckpointError
@@ -13,6 +16,8 @@ from ema_cli.formats.trainers.layout import StateDict
 
 _SHOWN_NAMES, _SHOWN_CHARS = 8, 40
 _MAX_DEPTH, _MAX_DICTS = 4, 1000
+_MANY = 256  # entries of a dict that is looked at once
+_known: ContextVar[dict[int, bool] | None] = ContextVar("known", default=None)
 _INDEX = re.compile(r"-1|[0-9]{1,6}", re.ASCII)
 
 
@@ -77,17 +82,32 @@ def dicts_around(root: Mapping[Any, Any], place: str) -> list[tuple[str, Mapping
 
 def dicts_in(root: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """Yield a dict and those below it that hold no tensors themselves, each with what comes before the places in it."""
-    todo: list[tuple[str, Mapping[Any, Any]]] = [("", root)]
-    visited = {id(root)}
+    todo: deque[tuple[str, Mapping[Any, Any]]] = deque([("", root)])
+    visited, count = {id(root)}, 1
     while todo:
-        prefix, around = todo.pop(0)
+        prefix, around = todo.popleft()
         yield prefix, around
         for key, inner in around.items() if prefix.count("/") < _MAX_DEPTH else ():
             inner = inner.state if isinstance(inner, Inert) else inner
             is_place = isinstance(key, str) and "/" not in key and isinstance(inner, dict)
-            if is_place and not is_state_dict(inner) and id(inner) not in visited and len(visited) < _MAX_DICTS:
-                visited.add(id(inner))
+            if not is_place or id(inner) in visited or count >= _MAX_DICTS:
+                continue
+            visited.add(id(inner))
+            if not is_state_dict(inner):
+                count += 1
                 todo.append((f"{prefix}{key}/", inner))
+
+
+def once(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Yield pairs of a key and a value, of a value that many keys lead to the first.
+
+    A hostile file may have many keys lead to one dict that has as many.
+    """
+    seen = set[int]()
+    for key, value in items:
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield key, value
 
 
 def has(root: dict[Any, Any], place: str) -> bool:
@@ -111,7 +131,31 @@ def as_state_dict(value: Any) -> StateDict | None:
 
 def is_state_dict(value: Any) -> bool:
     """Return whether the value is a dict with a tensor in it."""
-    return isinstance(value, dict) and any(isinstance(item, TensorRef | Refused) for item in value.values())
+    if not isinstance(value, dict):
+        return False
+    known = _known.get()
+    if known is None or len(value) < _MANY:
+        return _has_tensor(value)
+    if id(value) not in known:
+        known[id(value)] = _has_tensor(value)
+    return known[id(value)]
+
+
+@contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Remember, in the block, which large dicts hold tensors: a hostile file may have many keys lead to one.
+
+    What was unpickled has to stay as it is, and to be held by somebody.
+    """
+    before = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(before)
+
+
+def _has_tensor(value: Mapping[Any, Any]) -> bool:
+    return any(isinstance(item, TensorRef | Refused) for item in value.values())
 
 
 def holds_tensors(value: object) -> bool:

@@ -25,6 +25,7 @@ from ema_cli.formats.trainers.nested import (
     has,
     holds_tensors,
     is_state_dict,
+    looked_at_once,
     quoted,
     state_dict_at,
     steps_to,
@@ -48,6 +49,11 @@ def select_tensors(root: Any, options: ReadOptions, file: Unpickled) -> Selectio
         NoWeights: where no known place holds tensors.
         CheckpointError, RunError: where the place is ambiguous, or the weights asked for are not there.
     """
+    with looked_at_once():
+        return _selected(root, options, file)
+
+
+def _selected(root: Any, options: ReadOptions, file: Unpickled) -> Selection:
     if is_module(root):
         tensors = module_tensors(root)
         selection = Selection(None, tensors, Progress(), layout=PLAIN)
