@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -54,7 +55,6 @@ def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     for pattern, reason in _REFUSED:
         if any(map(pattern.search, names)):
             raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=_UNIVERSAL)
-    _check_tensors_whole(path, [name for name in names if DEEPSPEED_PART.search(name)])
     if DEEPSPEED_UNIVERSAL in names and location(folder / DEEPSPEED_UNIVERSAL).info().is_folder:
         from ema_cli.formats.zero.universal import open_universal
 
@@ -100,8 +100,18 @@ def _check_ranks(path: Path, ranks: object) -> None:
         raise CheckpointError(
             f"a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)",
             subject=path,
-            hint=_UNIVERSAL,
+            hint=_convert(path),
         )
+
+
+def _convert(path: Path) -> str:
+    """Return the hint for tensors that ranks cut: how DeepSpeed puts them together."""
+    folder = path.parent if _is_part(path) else path
+    command = f"--input_folder {shlex.quote(str(folder))} --output_folder {shlex.quote(f'universal/{folder.name}')}"
+    return (
+        f"put each checkpoint together first, in the universal format: python -m deepspeed.checkpoint.ds_to_universal "
+        f"{command}"
+    )
 
 
 def with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:

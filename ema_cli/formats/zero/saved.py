@@ -58,6 +58,22 @@ def open_model_states(folder: Path, names: Collection[str], before: Before) -> l
     return opened
 
 
+def open_grid(folder: Path, names: Collection[str], before: Before) -> list[list[RankFile]]:
+    """Open the model states of stage 3 of ZeRO, of each rank that has its part of tensors those of all that share it.
+
+    Most trainings have one such rank. Raise as `open_model_states`.
+    """
+    of_tensors: dict[int, list[str]] = {}
+    for name in sorted(names):
+        match = DEEPSPEED_PART.search(name)
+        if match is not None:
+            of_tensors.setdefault(int(match[2]), []).append(name)
+    grid = [open_model_states(folder, own, before) for _, own in sorted(of_tensors.items())]
+    firsts = {rank: own[0] for rank, own in sorted(of_tensors.items())}
+    _check_save(folder, firsts, [row[0] for row in grid], "mp_world_size")
+    return grid
+
+
 def open_tensor_ranks(folder: Path, names: Collection[str], before: Before) -> list[RankFile]:
     """Open the model states of all ranks that cut tensors between them, of one where none do; raise as before."""
     of_rank = _by_rank(folder, names, DEEPSPEED_MODEL)

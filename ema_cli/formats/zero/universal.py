@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
 from ema_cli.formats.zero.cut_model import CutModel
 from ema_cli.formats.zero.cutting import Row
-from ema_cli.formats.zero.saved import RankFile, open_model_states, open_tensor_ranks
+from ema_cli.formats.zero.saved import RankFile, open_grid, open_tensor_ranks
 from ema_cli.formats.zero.tables import ModelTables, Shape, vectors_at
 from ema_cli.storage.location import location
 
@@ -39,10 +39,13 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
         CheckpointError: where files and tables do not fit each other.
     """
     is_stage_3 = any(map(DEEPSPEED_PART.search, names))
-    models = (open_model_states if is_stage_3 else open_tensor_ranks)(folder, names, options.before)
+    grid = open_grid(folder, names, options.before) if is_stage_3 else []
+    models = (
+        [model for row in grid for model in row] if is_stage_3 else open_tensor_ranks(folder, names, options.before)
+    )
     # Where ranks cut tensors, the model states have parts of them, and their tables are of these.
     is_cut = not is_stage_3 and len(models) > 1
-    tables = tables_of(models[:1] if is_cut else models)
+    tables = _tables(grid) if is_stage_3 else tables_of(models[:1])
     files = [model.file for model in models]
     assembly = Assembly(folder, files, are_placeholders=is_stage_3, others=models[1:], are_cut=is_cut)
     cut = CutModel(assembly, models) if is_cut else None
@@ -50,7 +53,7 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
     for name in parameters:
         file = _File.open(assembly, name)
         if cut is None:
-            file.add(assembly, tables.shapes[name])
+            file.add(assembly, None if len(grid) > 1 else tables.shapes[name])
         elif name in tables.shapes:
             file.add(assembly, None)
             cut.note_trained(name, file.content, file.record, file.ref)
@@ -71,6 +74,30 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
         else:
             cut.add_first_s(name, file.content, file.ref)
     return assembly.finish(models[0], tables, options)
+
+
+def _tables(grid: Sequence[Sequence[RankFile]]) -> ModelTables:
+    """Return the tables of a model that stage 3 cut; where ranks cut its tensors before that, those of the first rank.
+
+    Raises:
+        CheckpointError: where they are not alike, and where what does not train is cut twice.
+    """
+    first, *others = (tables_of(row) for row in grid)
+    path = grid[0][0].file.path
+    for row, tables in zip(grid[1:], others, strict=True):
+        if tables.shapes.keys() != first.shapes.keys():
+            raise CheckpointError(
+                f"its tables of parameters are not those of {path.name}", subject=row[0].file.path, hint=OTHER_SAVES
+            )
+    still = next((name for tables in (first, *others) for name in tables.frozen), None)
+    if others and still is not None:
+        raise CheckpointError(
+            f"'{still}' does not train, and the converter leaves it in parts: ranks cut tensors, and stage 3 of ZeRO "
+            "cut their parts",
+            subject=path,
+            hint="save with ZeRO stage 1 or 2, or let it train",
+        )
+    return first
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     "DeepSpeed in other parts": (
         parts(*(f"mp_rank_0{rank}_model_states.pt" for rank in (0, 1))),
         3,
-        "2 parts.*converter",
+        "2 parts.*ds_to_universal",
     ),
     "8 bits and fewer": (
         with_tensors({"q.weight": torch.zeros(4).to(torch.float8_e4m3fn)}),
@@ -210,4 +210,4 @@ def test_every_way_to_cut_a_model_is_refused(names: tuple[str, ...], cli: Cli, t
     """Tensor, pipeline and expert parallel parts are no model: an error, and the way to put them together."""
     parts(*names)(tmp_path / "run")
     done = cli("average", "run", *LAW)
-    assert (done.code, "cut into" in done.err, "put it together first" in done.err) == (3, True, True), done
+    assert (done.code, "cut into" in done.err, "together first" in done.err) == (3, True, True), done

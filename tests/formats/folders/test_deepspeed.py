@@ -78,9 +78,9 @@ PARTS = {
     "ZeRO-3 and tensor parallel": (
         ["zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_01_model_states.pt"],
         "cut into 2 parts of tensors",
-        "converter",
+        "ds_to_universal",
     ),
-    "tensor parallel": ([MODEL, "mp_rank_01_model_states.pt"], "cut into 2 parts of tensors", "converter"),
+    "tensor parallel": ([MODEL, "mp_rank_01_model_states.pt"], "cut into 2 parts of tensors", "ds_to_universal"),
     "pipeline": ([MODEL, "layer_03-model_00-model_states.pt"], "cut into the stages of a pipeline", "converter"),
     "pipeline alone": (["layer_03-model_states.pt"], "cut into the stages of a pipeline", "converter"),
     "experts": ([MODEL, "layer_0_expert_1_mp_rank_00_model_states.pt"], "cut into experts", "converter"),

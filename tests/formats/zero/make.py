@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,13 @@ class Saved:
         folder.mkdir(parents=True, exist_ok=True)
         parts = {name: self.cut(name, tensor, tensor_ranks) for name, tensor in self.model.items()}
         info = {f"^{re.escape(name)}$": self.map_of(name, tensor_ranks) for name in parts if name not in self.buffers}
-        for rank in range(self.ranks if self.stage == 3 else tensor_ranks):
-            name = f"zero_pp_rank_{rank}_mp_rank_00" if self.stage == 3 else f"mp_rank_{rank:02}"
-            states = self.model_states(rank if self.stage == 3 else 0)
+        for rank, part in product(range(tensor_ranks), range(self.ranks if self.stage == 3 else 1)):
+            name = f"zero_pp_rank_{part}_mp_rank_{rank:02}" if self.stage == 3 else f"mp_rank_{rank:02}"
+            states = self.model_states(part)
             if tensor_ranks > 1:
                 states["mp_world_size"] = tensor_ranks
-                states["module"] |= {name: each[rank] for name, each in parts.items()}
+                if self.stage < 3:
+                    states["module"] |= {name: each[rank] for name, each in parts.items()}
                 states["param_shapes"] = [{name: parts[name][rank].shape for name in group} for group in self.groups]
                 if self.frozen:
                     states["frozen_param_fragments"] = {name: parts[name][rank].clone() for name in self.frozen}
@@ -106,7 +108,8 @@ class Saved:
         for name, tensor in stored.items():
             record = {} if tensor_ranks == 1 or maps else RECORDS[self.how(name)]
             param = {**record, "param": tensor.float().clone()}
-            save_in(folder / "zero" / name / "fp32.pt", tensor.flatten().clone() if self.stage == 3 else param)
+            is_row = self.stage == 3 and tensor_ranks == 1
+            save_in(folder / "zero" / name / "fp32.pt", tensor.flatten().clone() if is_row else param)
         for name, each in parts.items() if self.stage < 3 else ():
             if name not in stored:  # as the converter does: the first rank's, of what the optimizer does not have
                 save_in(folder / "zero" / name / "fp32.pt", {"param": each[0].float()})

@@ -51,6 +51,39 @@ def test_tensors_that_ranks_cut_are_whole_there(ranks: int, maps: bool, tmp_path
     assert_holds(open_checkpoint(saved.write_universal(tmp_path, ranks, maps=maps), MASTERS), saved.masters)
 
 
+@pytest.mark.parametrize("maps", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tensors_that_ranks_cut_before_stage_3_are_whole_there(ranks: int, maps: bool, tmp_path: Path) -> None:
+    """Of ranks of ZeRO for each rank of tensors: all that trains is in its file, in its shape."""
+    saved = small(ranks=ranks, cuts=CUTS, frozen={})
+    checkpoint = open_checkpoint(saved.write_universal(tmp_path, 2, maps=maps), MASTERS)
+    assert_holds(checkpoint, saved.masters)
+    assert [file.path.name for file in checkpoint.files[: 2 * ranks]] == [
+        f"zero_pp_rank_{part}_mp_rank_0{rank}_model_states.pt" for rank in (0, 1) for part in range(ranks)
+    ]
+
+
+def test_what_does_not_train_is_in_parts_there(tmp_path: Path) -> None:
+    """Of stage 3 and ranks that cut tensors the converter leaves it in parts of parts: refused, with a way on."""
+    with pytest.raises(
+        CheckpointError, match=r"'f\.weight' does not train, and the converter leaves it in parts"
+    ) as caught:
+        open_checkpoint(small(cuts=CUTS).write_universal(tmp_path, 2), MASTERS)
+    assert "ZeRO stage 1 or 2" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "gone", ["zero_pp_rank_1_mp_rank_00", "zero_pp_rank_1_mp_rank_01", "zero_pp_rank_*_mp_rank_01"]
+)
+def test_a_missing_part_of_a_rank_is_named(tmp_path: Path, gone: str) -> None:
+    """Whether it is one of those that share a rank's tensors, or all of them."""
+    folder = small(cuts=CUTS, frozen={}).write_universal(tmp_path, 2)
+    for path in folder.glob(f"{gone}_model_states.pt"):
+        path.unlink()
+    with pytest.raises(IncompleteCheckpoint, match="holds no model states of 1 rank of 2: 1"):
+        open_checkpoint(folder, MASTERS)
+
+
 def test_frozen_tensors_of_which_nothing_says_how_they_are_cut_are_refused(tmp_path: Path) -> None:
     """The converter writes the first rank's part, and no dimension: that is not the whole."""
     saved = small(stage=2, cuts={"f.weight": "rows"})
