@@ -6,7 +6,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 
-_SIGN, _MAGNITUDE = 0x8000, 0x7FFF
+_SIGN, MAGNITUDE = 0x8000, 0x7FFF  # of the types of 16 bits
 _LEAST_NORMAL = {"BF16": 0x0080, "F16": 0x0400}
 _INFINITY = {"BF16": 0x7F80, "F16": 0x7C00}
 ROUNDED = frozenset(_INFINITY)  # the names of the types
@@ -36,14 +36,14 @@ def steps_apart(dtype: str, one: Sequence[int], other: Sequence[int]) -> list[in
     least, infinity = _LEAST_NORMAL[dtype], _INFINITY[dtype]
     steps = []
     for mine, theirs in zip(one, other, strict=True):
-        sizes = mine & _MAGNITUDE, theirs & _MAGNITUDE
+        sizes = mine & MAGNITUDE, theirs & MAGNITUDE
         is_out = max(sizes) < least or max(sizes) >= infinity
         steps.append(0 if is_out else abs(_ordered(mine) - _ordered(theirs)))
     return steps
 
 
 def _ordered(bits: int) -> int:
-    return -(bits & _MAGNITUDE) if bits & _SIGN else bits
+    return -(bits & MAGNITUDE) if bits & _SIGN else bits
 
 
 def _half(number: float) -> int:

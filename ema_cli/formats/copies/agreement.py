@@ -6,7 +6,7 @@ A few numbers of a few tensors show it: those of another save differ nearly ever
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ema_cli.checkpoint import Checkpoint
@@ -14,12 +14,15 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, option
 from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece, copied_pieces
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.rounding import ROUNDED, round_to, steps_apart
+from ema_cli.formats.rounding import MAGNITUDE, ROUNDED, round_to, steps_apart
 
 _WIDE = DTYPES["F32"]
 _MOST_TENSORS = 16
 _MOST_ELEMENTS = 1024  # of each piece
 _REPEATED = 4  # times that each number stands in a sample of weights in 8 bits, or more; of those in 16 hardly twice
+# How many numbers that share a scale, and how many sizes they have at most: NVFP4 and MXFP4, 8 bits in blocks of 128.
+_SCALED = ((16, 8), (128, 64))
+_FEWEST_BLOCKS = 4
 _OTHER_SAVES = "model and optimizer are of different saves, or one is damaged: bring whole copies of both"
 
 
@@ -54,7 +57,7 @@ def check_agreement(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
         "saves"
         for place, what in (
             *((place, "the number beside it: the trainer rounds otherwise") for place in apart[:1]),
-            *((place, "to one of few numbers: the model is trained in 8 bits") for place in coarse[:1]),
+            *((place, "to one of few numbers: the model is trained in 8 bits or fewer") for place in coarse[:1]),
         )
     ]
     return replace(checkpoint, warnings=(*checkpoint.warnings, *warnings)) if warnings else checkpoint
@@ -86,4 +89,12 @@ def _steps(checkpoint: Checkpoint, name: str, piece: StoredPiece) -> tuple[list[
     dtype = piece.spec.dtype
     stored = array("H", piece.file.read(piece.base + dtype.nbytes(inner), dtype.nbytes(count)))
     steps = steps_apart(dtype.name, round_to(dtype.name, bytes(wide)), stored)
-    return steps, len(set(stored)) * _REPEATED <= count
+    return steps, len(set(stored)) * _REPEATED <= count or any(_are_scaled(stored, *each) for each in _SCALED)
+
+
+def _are_scaled(stored: Sequence[int], block: int, few: int) -> bool:
+    """Return whether each block of numbers, of which there are some, has few sizes, as those that share a scale do."""
+    begins = range(0, len(stored) - block + 1, block)
+    return len(begins) >= _FEWEST_BLOCKS and all(
+        len({bits & MAGNITUDE for bits in stored[at : at + block]}) <= few for at in begins
+    )

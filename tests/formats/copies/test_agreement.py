@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,24 +96,47 @@ def test_megatron_s_are_compared_too(tmp_path: Path) -> None:
         open_checkpoint(megatron(tmp_path / "other", 2, of=4), MASTERS)
 
 
-@pytest.mark.parametrize("blocks", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-def test_weights_that_are_trained_in_8_bits_are_said(
-    cli: Cli, tmp_path: Path, dtype: torch.dtype, blocks: bool
-) -> None:
+FOUR_BITS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])  # the sizes of float4_e2m1
+
+
+def to_four_bits(values: torch.Tensor) -> torch.Tensor:
+    """Return the nearest numbers of float4_e2m1."""
+    nearest = FOUR_BITS[(values.abs()[..., None] - FOUR_BITS).abs().argmin(-1)]
+    return nearest.copysign(values)
+
+
+def in_8_bits(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what rounds to an 8-bit type."""
+    return lambda values: values.to(dtype).float()
+
+
+# By the size of the blocks that have a scale: the largest number of a type, what rounds to it, whether scales are any.
+QUANTIZED: dict[str, tuple[int, float, Callable[[torch.Tensor], torch.Tensor], bool]] = {
+    "e4m3, one scale": (1920, 448.0, in_8_bits(torch.float8_e4m3fn), True),
+    "e5m2, one scale": (1920, 57344.0, in_8_bits(torch.float8_e5m2), True),
+    "MXFP8": (32, 448.0, in_8_bits(torch.float8_e4m3fn), False),
+    "e4m3 in blocks of 128": (128, 448.0, in_8_bits(torch.float8_e4m3fn), True),
+    "MXFP4": (32, 6.0, to_four_bits, False),
+    "NVFP4": (16, 6.0, to_four_bits, True),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_weights_that_are_trained_in_8_bits_or_fewer_are_said(cli: Cli, tmp_path: Path, kind: str) -> None:
     """Megatron saves them widened, and their float32 weights beside them: a warning, and the average is of these."""
-    for step in (2, 4):
-        pieces, master = Pieces(tmp_path / f"run/iter_{step:07}"), saved(step).masters["a.weight"].reshape(-1, 20)
-        scale = torch.finfo(dtype).max / (master.abs().amax(1, keepdim=True) if blocks else master.abs().max())
-        scale = torch.exp2(scale.log2().floor()) if blocks else scale
-        pieces.add("a.weight", ((master * scale).to(dtype).float() / scale).bfloat16())
+    block, largest, rounded, is_any = QUANTIZED[kind]
+    masters = {step: saved(step).masters["a.weight"].flatten()[:1920].reshape(-1, block) for step in (2, 4)}
+    for step, master in masters.items():
+        pieces, scale = Pieces(tmp_path / f"run/iter_{step:07}"), largest / master.abs().amax(1, keepdim=True)
+        scale = scale if is_any else torch.exp2(scale.log2().floor())
+        pieces.add("a.weight", (rounded(master * scale) / scale).bfloat16())
         pieces.add(f"{MEGATRON}a.weight", master)
         pieces.add_item("common_state/shard_0_1", {"iteration": step})
         pieces.write()
     done = cli("average", "run", "--profile", "uniform", "--masters", "-o", "out.pt")
     told = " ".join(done.err.split())
-    assert (done.code, "to one of few numbers: the model is trained in 8 bits" in told) == (0, True), done
-    expected = sum(saved(step).masters["a.weight"].double() for step in (2, 4)).float() / 2
+    assert (done.code, "to one of few numbers: the model is trained in 8 bits or fewer" in told) == (0, True), done
+    expected = (masters[2].double() + masters[4].double()).float() / 2
     averaged = torch.load(tmp_path / "out.pt")["a.weight"]
     assert torch.allclose(averaged.flatten(), expected.flatten(), rtol=0, atol=1e-6)
     assert cli("average", "run", "--profile", "uniform", "--masters", "--force", "-o", "out.pt", "--strict").code == 6
