@@ -47,7 +47,10 @@ def holds_items(path: Path, names: Collection[str]) -> bool:
         return bool(own) or (bool(items) and not any(name.endswith(".safetensors") for name in names))
     if len(items) < 2 or not own:
         return False
-    return all(files.keys() == {0} for files in items.values()) or names_shares(own[min(own)])
+    ranks = sorted(own)
+    # One that is empty or cut does not show what the others are.
+    shown = dict.fromkeys((*ranks[:2], *ranks[-2:]))
+    return all(files.keys() == {0} for files in items.values()) or any(names_shares(own[rank]) for rank in shown)
 
 
 def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:

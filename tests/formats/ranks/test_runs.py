@@ -119,6 +119,23 @@ def test_items_are_one_checkpoint(cli: Cli, tmp_path: Path) -> None:
     assert (checkpoint.clock(Unit.BATCH), checkpoint.trainer) == (20, "torch_checkpointing")
 
 
+@pytest.mark.parametrize("size", [0, 5, 700])
+def test_a_first_item_that_is_cut_is_no_reason_to_pass_the_checkpoint_over(cli: Cli, tmp_path: Path, size: int) -> None:
+    """The others show what it is: damaged in the run, or half-written where it is the newest. It was passed over."""
+    for step in STEPS:
+        save_items(tmp_path / "run" / f"step-{step}", step)
+    first, newest = (tmp_path / f"run/step-{step}/model_0.pt" for step in (STEPS[1], STEPS[-1]))
+    whole = first.read_bytes()
+    first.write_bytes(whole[:size])
+    done = cli("average", "run", *LAW, "-o", "out.safetensors")
+    named = f"run/step-{STEPS[1]}/model_0.pt: " in done.err
+    assert (done.code, named, "not the newest" in done.err) == (3, True, True), done
+    first.write_bytes(whole)
+    newest.write_bytes(newest.read_bytes()[:size])
+    done = cli("average", "run", *LAW, "-o", "out.safetensors")
+    assert (done.code, f"step-{STEPS[-1]} is passed over: half-written" in done.err) == (0, True), done
+
+
 @pytest.mark.parametrize("state", ["train_state", "step"])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_items_need_no_metadata(cli: Cli, tmp_path: Path, state: str, ranks: int) -> None:
