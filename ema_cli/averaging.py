@@ -131,9 +131,11 @@ def perform(
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
     said = check_values(job)
+    differing: list[str] = []
     if recording.checksum:
         notes += check_stored_sums(job.checkpoints, threads, replaceable=True)
-        notes += check_replicas(job.checkpoints, threads)
+        differing = check_replicas(job.checkpoints, threads)
+        recording.demand(differing)
     notes += said
     notes += loading_notes(job.plans, job.outputs)
     samples = WeightSamples(len(job.checkpoints))
@@ -170,6 +172,7 @@ def perform(
         record is not None and recording.signer is not None,
         () if sharing is None else sharing.shares,
         None if parts is None else PartDone(parts.part, publishes, parts.waiting),
+        tuple(differing),
     )
 
 

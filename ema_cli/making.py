@@ -47,6 +47,7 @@ class Recording:
             whole what several ranks saved alike.
         remarks: come before those that are made here.
         check: is called with each manifest before anything is published, and may raise.
+        demand: is called with what all bytes of the checkpoints gave to warn of, before any is averaged, and may raise.
         signer: signs the manifest, the sums and all other files.
         watched: what `watch` says of its averages, None for those of others.
     """
@@ -56,6 +57,7 @@ class Recording:
     check: Callable[[Manifest], None] = lambda manifest: None
     signer: Signer | None = None
     watched: WatchRow | None = None
+    demand: Callable[[Sequence[str]], None] = lambda warnings: None
 
 
 @dataclass(slots=True)

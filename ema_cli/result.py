@@ -47,6 +47,7 @@ class Result:
         workers: what each worker did, where an engine was asked.
         part: which part this was, where it was one; then all but it may not be published yet.
         manifests: that of each output, its tensors left out.
+        differing: what ranks have different values of, in words, as a comparison of all bytes showed.
     """
 
     target: Target
@@ -64,6 +65,7 @@ class Result:
     signed: bool = False
     workers: tuple[WorkerShare, ...] = ()
     part: PartDone | None = None
+    differing: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return the result in one line: what was written, of how much, how fast."""
@@ -80,4 +82,4 @@ class Result:
     @property
     def warnings(self) -> list[str]:
         """Return what the averages should be warned of."""
-        return non_finite_warnings(self.non_finite)
+        return [*self.differing, *non_finite_warnings(self.non_finite)]

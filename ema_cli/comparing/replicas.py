@@ -27,18 +27,18 @@ def check_replicas(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]
         threads: how many to compare with.
 
     Returns:
-        A note for each checkpoint with buffers that differ, which are the first rank's.
+        A warning for each checkpoint with buffers that differ, which are the first rank's.
 
     Raises:
         CheckpointError: naming a file and a tensor that differs there and must not.
     """
-    notes = []
+    warnings = []
     with reading_pool(threads, "replicas") as pool:
         for checkpoint in checkpoints:
             buffers = dict.fromkeys(_buffers_that_differ(checkpoint, pool))
             if buffers:
-                notes.append(f"{checkpoint.name}: {differing_buffers(list(buffers))}")
-    return notes
+                warnings.append(f"{checkpoint.name}: {differing_buffers(list(buffers))}")
+    return warnings
 
 
 def _buffers_that_differ(checkpoint: Checkpoint, pool: ThreadPoolExecutor) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
@@ -48,10 +48,17 @@ class Gates:
             facts += _differences(self.expect_keys, names)
         if self.strict:
             every = dict.fromkeys([*warnings, *(warning for plan in plans for warning in plan.advice.warnings)])
-            facts += [f"{option('strict', True)}: {warning}" for warning in every]
-        if not facts:
-            return None
-        return GateError("; ".join(facts), hint="nothing was averaged; change the run, or what is demanded of it")
+            facts += _warned(every)
+        return _failed(facts) if facts else None
+
+    def demand(self, warnings: Sequence[str]) -> None:
+        """Check that there is nothing to warn of that all bytes of the checkpoints showed, if that is demanded.
+
+        Raises:
+            GateError: saying what there is.
+        """
+        if self.strict and warnings:
+            raise _failed(_warned(warnings))
 
     def _of_plan(self, plan: Plan) -> list[str]:
         facts = []
@@ -66,6 +73,14 @@ class Gates:
                 holds = f"{heaviest.checkpoint.name} holds {heaviest.weight:.2%} of the average of {law}"
                 facts.append(f"{demanded}: {holds}")
         return facts
+
+
+def _warned(warnings: Iterable[str]) -> list[str]:
+    return [f"{option('strict', True)}: {warning}" for warning in warnings]
+
+
+def _failed(facts: Sequence[str]) -> GateError:
+    return GateError("; ".join(facts), hint="nothing was averaged; change the run, or what is demanded of it")
 
 
 def read_keys(path: Path) -> frozenset[str]:

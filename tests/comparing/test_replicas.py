@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_buffers_that_differ_are_named(tmp_path: Path) -> None:
         assert checkpoint.warnings == ()
         (note,) = check_replicas([checkpoint], 1)
         assert note == f"{folder}: buffers that differ between ranks are those of the first: norm.running_mean"
+
+
+def test_buffers_that_differ_are_a_warning(cli: Cli, tmp_path: Path) -> None:
+    """As where samples show it: with --strict nothing is averaged. It was a note, which nothing could demand."""
+    for step in (1, 2):
+        (tmp_path / f"run/step-{step}").mkdir(parents=True)
+        change(_with_statistics(tmp_path / f"run/step-{step}"), matrix(), QUARTER)
+    average = ("average", "run", "--half-life", "1ba", "-o", "out.safetensors")
+    said = "buffers that differ between ranks are those of the first: norm.running_mean"
+    refused = cli(*average, "--checksum", "--strict")
+    assert (refused.code, said in refused.err, (tmp_path / "out.safetensors").exists()) == (6, True, False), refused
+    done = cli(*average, "--checksum")
+    assert (done.code, f"warning: step-1: {said}" in done.err) == (0, True), done
+    done = cli(*average, "--force", "--checksum", "--json")
+    assert [each for each in json.loads(done.out)["warnings"] if said in each], done.out
+    assert cli(*average, "--force", "--strict").code == 0
 
 
 def _with_buffer(folder: Path) -> Path:

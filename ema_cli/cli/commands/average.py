@@ -218,7 +218,13 @@ def average(request: AverageRequest, printer: Printer) -> None:
 def _open(request: AverageRequest) -> _Opened:
     if isinstance(request.source, ManifestSource):
         replay = request.source.open()
-        recording = Recording(request.checksum or replay.checksum, replay.remarks, replay.check, request.signer)
+        recording = Recording(
+            request.checksum or replay.checksum,
+            replay.remarks,
+            replay.check,
+            request.signer,
+            demand=request.gates.demand,
+        )
         like_input = replay.options.like_input
         target = request.target or replay.target
         if not target.is_dcp:
@@ -230,7 +236,8 @@ def _open(request: AverageRequest) -> _Opened:
     if request.series is None:  # else each plan is of the run up to its clock, and the last has not the rest
         run = plans[-1].run
     target = request.target or default_target(plans, like_input=request.output.like_input)
-    return _Opened(run, plans, request.output, target, Recording(request.checksum, signer=request.signer))
+    recording = Recording(request.checksum, signer=request.signer, demand=request.gates.demand)
+    return _Opened(run, plans, request.output, target, recording)
 
 
 def _by(options: AverageOptions) -> AbstractContextManager[Engine | Part | None]:
