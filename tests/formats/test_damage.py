@@ -29,7 +29,13 @@ DAMAGES = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+# Much alike others: for `make test-full`.
+ALIKE = ("universal, tensor parallel", "Megatron-FSDP")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.full] * (name in ALIKE)) for name in FORMATS]
+)
 def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Good:
     """A good checkpoint of each format, read by us as by its library."""
     form = FORMATS[request.param]
