@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any
 
-from ema_cli.engines.engine import OF_TASKS, Engine, EngineError, Loss, plain_loss
+from ema_cli.engines.engine import OF_TASKS, OF_WHO_ASKS, Engine, EngineError, Loss, plain_loss
 from ema_cli.errors import UsageError
 from ema_cli.system.processors import default_threads
 
@@ -79,12 +80,14 @@ def local_dask(name: str, number: int) -> Iterator[Engine]:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # of what it serves besides: any free port
                 preload=[OF_TASKS],
                 memory_limit=None,  # a fold takes what `--max-memory` says
                 silence_logs=logging.CRITICAL,
             )
         )
         client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
+        import_module(OF_WHO_ASKS)
         yield _engine(name, client, max(1, default_threads() // number), is_here=True)
 
 

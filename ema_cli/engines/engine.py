@@ -11,6 +11,9 @@ from ema_cli.errors import OutputError
 OF_TASKS = "ema_cli.engines.worker"
 """The module that does tasks: workers that we start load it at once, and not with their first task."""
 
+OF_WHO_ASKS = "ema_cli.engines.spread"
+"""The module that hands out tasks: it is loaded while workers start that we start."""
+
 
 class EngineError(OutputError):
     """Workers, or the engine itself, that were lost. What is finished is kept: the same command goes on with it."""

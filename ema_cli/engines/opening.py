@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 
-from ema_cli.engines.engine import Engine
+from ema_cli.engines.engine import OF_WHO_ASKS, Engine
 from ema_cli.errors import UsageError
 from ema_cli.system.processors import default_threads
 from ema_cli.text import lazy_pattern
@@ -62,6 +63,7 @@ def _processes(name: str, number: int) -> Iterator[Engine]:
     from ema_cli.engines.process_pool import Processes, process_loss
 
     pool = Processes(number)
+    import_module(OF_WHO_ASKS)
     try:
         yield Engine(name, pool, max(1, default_threads() // number), process_loss, is_here=True)
     finally:

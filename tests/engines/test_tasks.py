@@ -13,10 +13,10 @@ from ema_cli.engines import tasks
 MIB, GIB = 1 << 20, 1 << 30
 
 
-@given(nbytes=st.integers(64 * MIB, 1 << 42), header=st.integers(8, 100 * MIB))
+@given(nbytes=st.integers(96 * MIB, 1 << 42), header=st.integers(8, 100 * MIB))
 def test_stretches_are_about_as_long_and_few_workers_share_them_evenly(nbytes: int, header: int):
     """They follow each other, begin at whole megabytes of the file, and two workers are done at about the same time."""
-    size = min(max(32 * MIB, nbytes // 256), GIB) // MIB * MIB
+    size = min(max(48 * MIB, nbytes // 256), GIB) // MIB * MIB
     cuts = tasks._cuts(nbytes, header, size)
     assert (cuts[0], cuts[-1]) == (0, nbytes)
     assert all((header + cut) % MIB == 0 for cut in cuts[1:-1])
