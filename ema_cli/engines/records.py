@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.tasks import Task
+from ema_cli.storage.lease import this_machine
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import output_errors
 
@@ -34,6 +35,8 @@ class Done:
             wanted.
         let_through, infinite: of each average, the names of tensors that are not finite; see `NonFinite`.
         blocks: sums of what was read.
+        memory_of: the machine, since its last start, in whose memory files may be that have no sums; empty where the
+            disk has them, or sums tell.
     """
 
     number: int
@@ -46,6 +49,7 @@ class Done:
     let_through: list[list[str]]
     infinite: list[list[str]]
     blocks: list[BlockSum]
+    memory_of: str = ""
 
 
 def write_done(folder: Path, done: Done, token: str) -> None:
@@ -81,7 +85,8 @@ def read_done(folder: Path, task: Task, digest: str) -> Done | None:
         is_whole = [len(sums) for sums in done.sums] == [len(numbers) for numbers in task.files]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return done if is_whole and done.number == task.number and done.digest == digest else None
+    is_kept = done.memory_of in ("", this_machine())
+    return done if is_whole and is_kept and done.number == task.number and done.digest == digest else None
 
 
 def _sum_of(text: str) -> str:

@@ -120,7 +120,13 @@ class Sharing:
         return ", ".join(sorted({share.kernel for share in self.shares}))
 
     def _cut(
-        self, part: Pass, folders: Sequence[Path], *, summed: bool, lease: tuple[Path, str, float] | None
+        self,
+        part: Pass,
+        folders: Sequence[Path],
+        *,
+        summed: bool,
+        lease: tuple[Path, str, float] | None,
+        synced: bool = True,
     ) -> tuple[Work, list[Task]]:
         """Return the tasks of a pass, and what they have in common; see `Work`."""
         job = part.job
@@ -140,6 +146,7 @@ class Sharing:
             job.options.allow_non_finite,
             summed=summed,
             checksum=self._checksum,
+            synced=synced,
             sizes=part.sizes,
             tasks=tasks.absolute(),
             lease=lease,

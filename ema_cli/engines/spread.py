@@ -117,7 +117,8 @@ class Spread(Sharing):
             EmaError: as averaging.
         """
         job, lease = part.job, self._lease_of_workers(part.job, folders)
-        work, tasks = self._cut(part, folders, summed=record is not None, lease=lease)
+        is_here = self._engine.is_here
+        work, tasks = self._cut(part, folders, summed=record is not None, lease=lease, synced=not is_here)
         packed, done = pack(work), list[Done]()
         making, finishing = ([task for task in tasks if task.step in steps] for steps in (MAKING, FINISHING))
 
@@ -131,7 +132,7 @@ class Spread(Sharing):
 
         finished: list[Done] = []
         try:
-            if self._engine.is_here:
+            if is_here:
                 with Finishing(work, tasks) as files:
                     send(making, files.note)
                     finished = files.finish(part.sizes.threads)

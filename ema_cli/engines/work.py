@@ -34,6 +34,7 @@ class Work:
         allow_non_finite: whether NaN and infinity are let through.
         summed: whether the files are summed up.
         checksum: whether all that is read is summed up, too.
+        synced: whether who writes a stretch waits until the disk has it; else the one who asks does, in the end.
         sizes: threads and memory for one task.
         tasks: the folder in which tasks tell of themselves.
         lease: that of the one for whom the work is done, its owner, and the seconds after which it is old; None where
@@ -50,6 +51,7 @@ class Work:
     allow_non_finite: bool
     summed: bool
     checksum: bool
+    synced: bool
     sizes: BufferSizes
     tasks: Path
     lease: tuple[Path, str, float] | None

@@ -19,7 +19,7 @@ from ema_cli.engines.work import Work, check_versions, unpack
 from ema_cli.errors import EmaError, OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
-from ema_cli.storage.lease import Watch
+from ema_cli.storage.lease import Watch, this_machine
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import OutputStream, output_errors
@@ -130,6 +130,7 @@ def done_of(
         [sorted(each.let_through) for each in ledgers] or [[] for _ in sums],
         [sorted(each.infinite) for each in ledgers] or [[] for _ in sums],
         blocks.sums() if blocks is not None else [],
+        "" if work.synced or work.summed or task.step is not Step.STRETCH else this_machine() or "another",
     )
 
 
@@ -214,7 +215,7 @@ def _make_stretch(
             streams[-1].extend(file.size)
             sinks.append(FileSink.into(output, streams[-1]))
         folded, blocks = fold_task(work, outputs, sinks, task.parts(outputs[0]), check, progress)
-        for stream in streams:
+        for stream in streams if work.synced else ():
             stream.sync()
         return folded, blocks, [[stream.crc32()] for stream in streams]
 

@@ -61,6 +61,7 @@ def compare_by(
         job.options.allow_non_finite,
         summed=False,
         checksum=record.checksums is not None,
+        synced=False,
         sizes=sizes,
         tasks=Path(),
         lease=None,

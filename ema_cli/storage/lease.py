@@ -209,11 +209,11 @@ def held_by(text: bytes) -> dict[str, object]:
 
 def this_process() -> dict[str, object]:
     """Return what a lease says of its owner: on the same machine it tells at once that this one is no more."""
-    return {"machine": _machine(), "process": os.getpid()}
+    return {"machine": this_machine(), "process": os.getpid()}
 
 
 @cache
-def _machine() -> str:
+def this_machine() -> str:
     """Return what tells this machine, or this container, from others, as far as the numbers of processes go.
 
     Names are given twice, and the first namespace of processes has one number on all machines: so the start of the
@@ -232,7 +232,7 @@ def is_dead(held: Mapping[str, object]) -> bool:
     if held.get("ended") is True:
         return True
     process = held.get("process")
-    if not _machine() or held.get("machine") != _machine() or not isinstance(process, int) or process <= 0:
+    if not this_machine() or held.get("machine") != this_machine() or not isinstance(process, int) or process <= 0:
         return False
     try:
         os.kill(process, 0)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ema_cli.averaging import average, perform
-from ema_cli.engines.engine import Engine
+from ema_cli.engines import records
+from ema_cli.engines.engine import Engine, EngineError
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
+from ema_cli.storage.output_stream import OutputStream
 from ema_cli.writing.target import assign_targets, parse_target
 from tests.engines.lost import Wrapped
 from tests.engines.runs import RUNS, files_below
@@ -76,6 +78,44 @@ def test_workers_of_this_machine(tmp_path: Path, executor: Executor, run: str, f
         perform(prepare(made, targets, force=False), by=by)
     assert {task.step for task in asked} == {Step.STRETCH}
     assert files_below(tmp_path / "workers") == files_below(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_who_finishes_a_file_brings_it_to_the_disk(
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch, *, is_here: bool
+):
+    """The one who asks, once, of workers of this machine; each worker what it wrote, of others."""
+    made, synced = plans(RUNS["one file"](tmp_path / "one file"), "200ba"), list[Path]()
+    sync = OutputStream.sync
+    monkeypatch.setattr(OutputStream, "sync", lambda stream: (synced.append(stream.path), sync(stream))[1])
+    job = prepare(made, parse_target(tmp_path / "x.safetensors"), force=False, manifest=False)
+    result = perform(job, by=Engine("x", executor, is_here=is_here))
+    tasks = sum(share.tasks for share in result.workers)
+    assert tasks > 2
+    assert len([path for path in synced if path.name == "x.safetensors"]) == (1 if is_here else tasks)
+
+
+def test_what_the_disk_may_not_have_is_not_believed_after_a_start_of_the_machine(
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
+):
+    """Where no sums tell. Until then it is what it is, and nobody makes it again."""
+    made = plans(RUNS["one file"](tmp_path / "one file"), "200ba")
+
+    def lose(*_: object) -> None:
+        raise BrokenExecutor
+
+    def read_after(loss: Callable[[Task], bool], *, manifest: bool) -> int:
+        job = prepare(made, parse_target(tmp_path / "x.safetensors"), force=True, manifest=manifest)
+        return perform(job, by=Engine("x", Wrapped(executor, lose, loss), is_here=True)).bytes_read
+
+    whole = read_after(lambda task: False, manifest=False)
+    for manifest, start, is_believed in ((False, "", True), (False, "later", False), (True, "later", True)):
+        with pytest.raises(EngineError):
+            read_after(lambda task: task.number == 1, manifest=manifest)
+        with monkeypatch.context() as patch:
+            if start:
+                patch.setattr(records, "this_machine", lambda: start)  # noqa: B023 - called in this turn
+            assert (read_after(lambda task: False, manifest=manifest) < whole) is is_believed
 
 
 class Shuffled(Executor):

@@ -15,7 +15,7 @@ from ema_cli.storage.lease import Held, Lease, LeaseLost, Watch
 
 
 def held(**said: object) -> bytes:
-    return json.dumps({"owner": "x", "machine": lease._machine(), "count": 1, **said}).encode()
+    return json.dumps({"owner": "x", "machine": lease.this_machine(), "count": 1, **said}).encode()
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_a_lease_that_cannot_be_written_is_not_there(tmp_path: Path, monkeypatch
 @pytest.fixture
 def anew() -> Iterator[None]:
     """Find out anew which machine this is, and forget it at the end."""
-    lease._machine.cache_clear()
+    lease.this_machine.cache_clear()
     yield
-    lease._machine.cache_clear()
+    lease.this_machine.cache_clear()
 
 
 @pytest.mark.usefixtures("anew")
@@ -93,6 +93,6 @@ def test_machines_of_one_name_are_not_one(monkeypatch: pytest.MonkeyPatch, boot:
         return boot
 
     monkeypatch.setattr(Path, "read_text", read)
-    lease._machine.cache_clear()
+    lease.this_machine.cache_clear()
     assert not lease.is_dead(gone)
     assert lease.is_dead({**lease.this_process(), "process": (1 << 22) + 1}) is (boot is not None)
