@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from tests.inprocess import InProcess
 
 # Examples take what they take on a busy machine; a test that hangs is stopped by whoever runs it.
-settings.register_profile("part", deadline=None, max_examples=50)
+settings.register_profile("part", deadline=None, max_examples=25)
 settings.register_profile("full", deadline=None, max_examples=1000)
 
 # One thread in each process, here and in those that tests start: several processes run at a time as it is, and where
@@ -51,10 +52,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
+def pytest_collection_finish() -> None:
+    """Leave what stays until the end out of each search for garbage: libraries, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether loops run whole; else they run a fixed part, with each kind of fault at each place once."""
     return bool(request.config.getoption("full"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Let this process go on at once where it would wait for the disk; the programs that tests start do wait.
+
+    A machine that goes down takes the tests along. That nothing is published before the disk has it, and what becomes
+    of an error there, is shown with programs of their own: tests/faults.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which knows an open descriptor from a closed one, too
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -89,6 +89,15 @@ WHOLE = SCENARIOS[:5]  # of which each call is of interest; of the others those 
 each_scenario = pytest.mark.parametrize(
     "scenario", [*SCENARIOS, pytest.param(LIKE_FORCE, marks=pytest.mark.full)], ids=str
 )
+# Where the disk itself refuses, one of each form that is written, over an older output and without one.
+each_form = pytest.mark.parametrize(
+    "scenario",
+    [
+        each if each in (FILE_FORCE, FOLDER, SWEEP_FORCE, TORCH_FORCE) else pytest.param(each, marks=pytest.mark.full)
+        for each in (*SCENARIOS, LIKE_FORCE)
+    ],
+    ids=str,
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tests.faults.harness import (
     Bench,
     Scenario,
     each,
-    each_scenario,
+    each_form,
     litter,
     read_state,
 )
@@ -44,7 +44,7 @@ main()
 """
 
 
-@each_scenario
+@each_form
 def test_a_limit_on_the_size_of_files(bench: Bench, tmp_path: Path, scenario: Scenario, full: bool):
     """Wherever the limit falls, and whether or not SIGXFSZ is ignored: exit 5 and the old output."""
     state = bench.new(scenario)
@@ -126,7 +126,7 @@ def blocks(sizes: Iterable[int]) -> int:
     return sum(-(-size // BLOCK) for size in sizes)
 
 
-@each_scenario
+@each_form
 def test_a_disk_without_room_is_refused_beforehand(
     bench: Bench, tmp_path: Path, namespace: list[str], scenario: Scenario
 ):
@@ -140,7 +140,7 @@ def test_a_disk_without_room_is_refused_beforehand(
     assert litter(place) == []
 
 
-@each_scenario
+@each_form
 def test_a_disk_that_fills_up_meanwhile(
     bench: Bench, tmp_path: Path, namespace: list[str], scenario: Scenario, full: bool
 ):

@@ -16,7 +16,8 @@ from ema_cli.errors import EmaError
 from ema_cli.formats import open_checkpoint
 from tests.formats.damaged import FORMATS, MAX_COMPARED, Damage, Good, content, library_content
 
-EXAMPLES = int(os.environ.get("DAMAGE_EXAMPLES", 5 * settings.default.max_examples))
+MANY = 5 if settings.get_current_profile_name() == "full" else 2
+EXAMPLES = int(os.environ.get("DAMAGE_EXAMPLES", MANY * settings.default.max_examples))
 
 
 DAMAGES = st.builds(

@@ -32,7 +32,7 @@ QUIET = settings(
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
     deadline=None,
-    max_examples=settings().max_examples // 5,
+    max_examples=settings().max_examples // 3,
 )
 _TEXT = {"type": "string"}
 _TEXT_OR_LIST = {"type": ["string", "array", "number", "boolean", "null"], "items": _TEXT}

@@ -134,7 +134,7 @@ def planted(label: str, where: str) -> Case:
 
 def long_state(unit: bytes, count: int) -> bytes:
     """Return a state with a log that is long."""
-    return b'{"global_step":3,"epoch":0.75,"log_history":[' + b",".join([unit] * count) + b"]}"
+    return b'{"global_step":3,"epoch":0.75,"log_history":[' + (unit + b",") * (count - 1) + unit + b"]}"
 
 
 NOT_JSON = "not valid JSON"

@@ -202,8 +202,8 @@ def test_a_shard_takes_few_requests(
 ):
     """Three at most the first time, and none the second: then one lists them all. All else is its list of shards."""
     stem, _, end = suffix.partition(".")
-    shards = [f"{stem}-0000{number}-of-00005.{end}" for number in range(1, 6)]
-    for step in (100, 200, 300):
+    shards = [f"{stem}-0000{number}-of-00003.{end}" for number in range(1, 4)]
+    for step in (100, 200):
         weights = {}
         for shard in shards:
             tensors = {f"{shard}.{'layer.' * 20}{n}": torch.full((1 + n % 7, 7), float(step)) for n in range(names)}
@@ -217,10 +217,10 @@ def test_a_shard_takes_few_requests(
     first = cli("inspect", folder, *LAW)
     assert first.code == 0, first
     asked_of = Counter(request.path for request in proxy.requests[begin:])
-    of_shards = {path: count for path, count in asked_of.items() if f"-of-00005.{end}" in path and "index" not in path}
-    assert len(of_shards) == 15
+    of_shards = {path: count for path, count in asked_of.items() if f"-of-00003.{end}" in path and "index" not in path}
+    assert len(of_shards) == 6
     assert max(of_shards.values()) <= most
-    assert asked_of.total() <= sum(of_shards.values()) + 3 + 1
+    assert asked_of.total() <= sum(of_shards.values()) + 2 + 1
     forget()
     begin = len(proxy.requests)
     assert cli("inspect", folder, *LAW).out == first.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def reaches_disk(call: ast.Call) -> bool:
     return name in METHODS or (name == "resolve" and not call.args) or (name == "open" and has_mode)
 
 
+@cache
 def disk_calls(source: str) -> list[str]:
     """Return the calls in a module that reach the file system, and its imports of modules that do."""
     found = []

@@ -27,7 +27,7 @@ def test_a_slow_store_is_read_and_written(proxy: Proxy, folder: StorePath, tmp_p
     (tmp_path / "run").mkdir()
     (tmp_path / "here").mkdir()
     for step in (100, 200):
-        tensors = {f"w{number}": torch.full((1500, 1000), float(step + number)) for number in range(4)}
+        tensors = {f"w{number}": torch.full((750, 1000), float(step + number)) for number in range(4)}
         save_file(tensors, tmp_path / "run" / f"step-{step}.safetensors")
     put_folder(folder / "run", local(tmp_path / "run"))
     assert cli("average", tmp_path / "run", *UNIFORM, "-o", tmp_path / "here" / "release").code == 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.watching.test_watch import LAWS, ONCE, contents
 
 _numbers = count()
 STEPS = range(100, 600, 100)
+SOME = (("torch", "store", "store"), ("hf", "store", "disk"), ("hf", "disk", "store"))  # each in `make test`
 
 
 @pytest.fixture
@@ -71,9 +72,13 @@ def test_a_checkpoint_is_kept_as_a_whole_there_too(bucket: StorePath, tmp_path: 
     assert len(kept) == len(contents(tmp_path / "run" / "checkpoint-500"))
 
 
-@pytest.mark.parametrize("kind", ["torch", "hf"])
-@pytest.mark.parametrize("run_in", ["store", "disk"])
-@pytest.mark.parametrize("output_in", ["store", "disk"])
+@pytest.mark.parametrize(
+    ("kind", "run_in", "output_in"),
+    [
+        case if case in SOME else pytest.param(*case, marks=pytest.mark.full)
+        for case in product(("torch", "hf"), ("store", "disk"), ("store", "disk"))
+    ],
+)
 def test_it_is_as_on_a_disk(kind: str, run_in: str, output_in: str, bucket: StorePath, tmp_path: Path):
     """Whichever of both is in a store, one checkpoint after another: averages and what is kept have the same bytes."""
     write = write_torch_run if kind == "torch" else write_hf_run
@@ -275,17 +280,17 @@ def disturbed(proxy: Proxy, folder: StorePath, tmp_path: Path, impatient: None) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "number", "fails"), [("cut", 5, False), ("503", 3, False), ("416", 4, True), ("flip", 6, True)]
-)
-def test_a_fault_while_it_writes_is_made_good_or_an_error(
-    disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch, kind: str, number: int, fails: bool
-):
+def test_a_fault_while_it_writes_is_made_good_or_an_error(disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch):
     """Whatever it is, the next watch goes on with the same bytes."""
     monkeypatch.setattr(claim, "_LEASE", timedelta(0))
-    seen = count()
-    error = disturbed(lambda request: kind if request.method == "PUT" and next(seen) == number else None)
-    assert (error is not None) is fails, error
+    for kind, at, fails in (("cut", 5, False), ("503", 3, False), ("416", 4, True), ("flip", 6, True)):
+        writes = count()
+
+        def fault(request: Request, kind: str = kind, at: int = at, writes: Iterator[int] = writes) -> str | None:
+            return kind if request.method == "PUT" and next(writes) == at else None
+
+        error = disturbed(fault)
+        assert (error is not None) is fails, (kind, error)
 
 
 @pytest.mark.full

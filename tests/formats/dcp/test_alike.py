@@ -75,11 +75,11 @@ def test_an_end_of_another_kind_is_read_as_by_itself(end: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_no_byte_of_metadata_can_be_changed_unseen(tmp_path: Path) -> None:
-    """With any one byte changed, a reader that knows the file as it was finds what a new one finds."""
+def test_no_byte_of_metadata_can_be_changed_unseen(tmp_path: Path, full: bool) -> None:
+    """With any one byte changed, a reader that knows the file as it was finds what a new one finds; a part of them."""
     first, second = saved(tmp_path / "step-1"), saved(tmp_path / "step-2")
     stored = (second / ".metadata").read_bytes()
-    for at in range(len(stored)):
+    for at in range(0, len(stored), 1 if full else 11):
         (second / ".metadata").write_bytes(stored[:at] + bytes([stored[at] ^ 0x41]) + stored[at + 1 :])
         alone, after = outcomes(first, second)
         assert after == alone, at
