@@ -1,23 +1,20 @@
-"""Have the blocks come from a store before they are folded: for each checkpoint one request after another.
+"""Have the blocks come from a store in long requests: for each checkpoint one after another, over many blocks.
 
 What costs a store, and whoever pays for it, is the request. One for each block would be small, or blocks large; so a
-request goes on over all blocks of a stretch, and the next one follows. A thread for each checkpoint takes what comes,
-in pieces, and the thread that folds adds them where they lie. What is not taken yet waits in the connection.
+request goes on over all blocks of a stretch, and the next one follows. The thread that folds takes what comes of all
+checkpoints in turns, and adds it where it lies. What is not taken yet waits in the connections.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.dataclass import dataclass
 from ema_cli.folding.block_task import BlockTask
 from ema_cli.folding.direct import spans_in
-from ema_cli.folding.kernel import BlockSums, copy_together
+from ema_cli.folding.kernel import BlockSums
 from ema_cli.folding.reading import FoldReader, Stopped
 from ema_cli.storage.objects import ObjectFile
 from ema_cli.storage.ranges import NARROW_BYTES
@@ -25,72 +22,35 @@ from ema_cli.storage.ranges import NARROW_BYTES
 Part = tuple[ObjectFile, int, int]
 """Bytes of a file: the first, and the one behind the last."""
 
-_LOOK_SECONDS = 0.1  # between looks whether the fold has ended
-
-
-@dataclass(slots=True)
-class _Feed:
-    """What comes of one checkpoint.
-
-    todo: the stretches that are not asked for yet.
-    pieces: what has come and is not taken.
-    held: bytes in these.
-    wanted: bytes that somebody waits for; 0 where nobody does.
-    error: why no more comes.
-    """
-
-    todo: deque[Sequence[BlockTask]] = field(default_factory=deque)
-    pieces: deque[memoryview] = field(default_factory=deque)
-    held: int = 0
-    wanted: int = 0
-    error: BaseException | None = None
+_SOON_BYTES = 1 << 20  # before the end of a request the next one is made: a store takes a while to answer
 
 
 class Ahead:
     """The blocks that one thread folds, and what comes of them from a store; a `Reader`."""
 
-    def __init__(self, reader: FoldReader, next_stretch: Callable[[], Sequence[BlockTask]], most_held: int) -> None:
-        """Start the threads. They take no block before somebody takes the `tasks`: it might be folded by nobody.
+    def __init__(self, reader: FoldReader, next_stretch: Callable[[], Sequence[BlockTask]]) -> None:
+        """Take no block before somebody takes the `tasks`: it might be folded by nobody.
 
         Args:
             reader: reads what does not lie in objects, and what is read again.
             next_stretch: returns the next blocks for this thread, one after another; none where there are no more.
-            most_held: bytes of a checkpoint that may lie here before they are folded, at least a block.
-
-        Raises:
-            RuntimeError: where so many threads cannot be started.
         """
         self._reader = reader
         self._next_stretch = next_stretch
-        self._most_held = most_held
-        self._feeds = [_Feed() for _ in reader.checkpoints]
-        self._tasks: deque[BlockTask] = deque()
+        self._feeds = [_Feed(reader, self._ask_for_more) for _ in reader.checkpoints]
+        self._tasks: deque[tuple[BlockTask, bytes]] = deque()  # with a 1 for each checkpoint of which it comes
+        self._comes = b""  # of the block that is folded
         self._has_ended = False
-        self._error: BaseException | None = None  # why the next blocks are not known
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._arrived = threading.Condition(self._lock)
-        self._lacking = 0  # feeds of which more is wanted than has come
-        self._pool, self._begun = ThreadPoolExecutor(len(self._feeds), "ahead"), threading.Event()
-        for number in range(len(self._feeds)):
-            self._pool.submit(self._feed, number)
 
     def tasks(self) -> Iterator[BlockTask]:
-        """Yield the blocks, in their order; raise what making them raised, in whatever thread."""
-        self._begun.set()
-        try:
-            while True:
-                with self._lock:
-                    if not self._tasks:
-                        self._ask_for_more()
-                    if not self._tasks and self._error is not None:
-                        raise self._error
-                    if not self._tasks:
-                        return
-                    task = self._tasks.popleft()
-                yield task
-        finally:
-            self._pool.shutdown(wait=False)
+        """Yield the blocks, in their order."""
+        while True:
+            if not self._tasks:
+                self._ask_for_more()
+            if not self._tasks:
+                return
+            task, self._comes = self._tasks.popleft()
+            yield task
 
     def offset(self, task: BlockTask, number: int) -> int:
         """Return where in its file the block of a checkpoint begins; 0 where that is not known."""
@@ -98,146 +58,142 @@ class Ahead:
 
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
         """Fill each row with the block of a checkpoint."""
-        self._reader.read(task, numbers, rows, self._fill)
+        sizes = {number: len(row) for number, row in zip(numbers, rows, strict=True) if self._comes[number]}
+        self._reader.read(task, numbers, rows, self._take(task, sizes))
 
     def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
         """Add the blocks of these checkpoints where they lie; return False where they have to be summed up, too."""
-        if self._reader.sums_up or not all(_parts(self._reader.checkpoints, number, task) for number in numbers):
+        if self._reader.sums_up or not all(self._comes[number] for number in numbers):
             return False
-        sizes = [task.block.dtypes[number].nbytes(task.block.count) for number in numbers]
-        with self._reader.counted(sizes), self._reader.naming(task, numbers):
-            pieces = self._take(numbers, sizes)
-        sums.add_pieces(numbers, pieces)
+        pieces = self._take(task, {number: task.block.dtypes[number].nbytes(task.block.count) for number in numbers})
+        sums.add_pieces(numbers, [pieces[number] for number in numbers])
         return True
 
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
         """Fill the row with a block that has been read before."""
         self._reader.read_again(task, number, row)
 
-    def _fill(self, task: BlockTask, number: int, row: memoryview) -> bool:
-        """Fill the row with the block of a checkpoint; return False where it does not come ahead."""
-        if not _parts(self._reader.checkpoints, number, task):
-            return False
-        (pieces,) = self._take([number], [len(row)])
-        copy_together(pieces, row)
-        return True
-
-    def _take(self, numbers: Sequence[int], sizes: Sequence[int]) -> list[list[memoryview]]:
-        """Return the next bytes of these checkpoints, in pieces.
+    def _take(self, task: BlockTask, sizes: Mapping[int, int]) -> dict[int, list[memoryview]]:
+        """Return the next bytes of checkpoints, so many of each, in pieces.
 
         Raises:
             CheckpointError: where they cannot be read.
             Stopped: where the fold has ended.
         """
-        with self._lock:
-            feeds = [self._feeds[number] for number in numbers]
-            for feed, size in zip(feeds, sizes, strict=True):
-                if feed.held < size:
-                    feed.wanted = size
-                    self._lacking += 1
-            while any(feed.held < size for feed, size in zip(feeds, sizes, strict=True)):
-                for feed in feeds:
-                    if feed.error is not None and feed.held < feed.wanted:
-                        raise feed.error
-                self._check()
-                self._arrived.wait(_LOOK_SECONDS)
-            found = [_taken(feed, size) for feed, size in zip(feeds, sizes, strict=True)]
-            self._room.notify_all()
-        return found
-
-    def _feed(self, number: int) -> None:
-        """Have the bytes of one checkpoint come, in the order of the blocks."""
-        feed = self._feeds[number]
-        try:
-            while not self._begun.wait(_LOOK_SECONDS):
-                self._check()
-            while stretch := self._stretch(feed):
-                parts = (part for task in stretch for part in _parts(self._reader.checkpoints, number, task))
-                for near in _near(parts):
-                    for piece in _pieces(near):
-                        self._put(feed, piece)
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            with self._lock:
-                feed.error = error
-                self._arrived.notify_all()
-
-    def _stretch(self, feed: _Feed) -> Sequence[BlockTask]:
-        """Return the next blocks of which a checkpoint is to be read; none where there are no more."""
-        with self._lock:
-            if not feed.todo:
-                self._ask_for_more()
-            return feed.todo.popleft() if feed.todo else ()
+        if not sizes:
+            return {}
+        with self._reader.counted([*sizes.values()]), self._reader.naming(task, [*sizes]):
+            lacking = [(self._feeds[number], size) for number, size in sizes.items()]
+            for feed, _ in lacking:
+                feed.begin()
+            # In turns: while one is taken, the next bytes of the others come.
+            while lacking := [(feed, size) for feed, size in lacking if feed.held < size]:
+                for feed, _ in lacking:
+                    feed.receive()
+                if self._reader.is_stopped:
+                    raise Stopped
+        return {number: self._feeds[number].take(size) for number, size in sizes.items()}
 
     def _ask_for_more(self) -> None:
-        """Take the next stretch for this thread, if there is one. Called with the lock."""
-        if self._has_ended:
-            return
-        try:
-            stretch = self._next_stretch()
-        except BaseException as error:
-            self._error, self._has_ended = error, True
-            raise
+        """Take the next stretch for this thread, if there is one."""
+        stretch = () if self._has_ended else self._next_stretch()
         self._has_ended = not stretch
-        self._tasks.extend(stretch)
-        for feed in self._feeds:
-            if stretch:
-                feed.todo.append(stretch)
-
-    def _put(self, feed: _Feed, piece: memoryview) -> None:
-        """Add what has come to a feed, when there is room for it."""
-        with self._lock:
-            while feed.held >= self._most_held:
-                self._check()
-                self._room.wait(_LOOK_SECONDS)
-            feed.pieces.append(piece)
-            feed.held += len(piece)
-            if feed.wanted and feed.held >= feed.wanted:
-                feed.wanted = 0
-                self._lacking -= 1
-                if not self._lacking:
-                    self._arrived.notify_all()
-
-    def _check(self) -> None:
-        if self._reader.is_stopped:
-            raise Stopped
+        rows = [_places(checkpoint, number, stretch) for number, checkpoint in enumerate(self._reader.checkpoints)]
+        for feed, row in zip(self._feeds, rows, strict=True):
+            feed.requests.extend(_near(part for parts in row for part in parts))
+        self._tasks.extend(zip(stretch, (bytes(map(bool, each)) for each in zip(*rows, strict=True)), strict=True))
 
 
-def _taken(feed: _Feed, size: int) -> list[memoryview]:
-    """Take so many bytes out of a feed that holds them."""
-    found = []
-    feed.held -= size
-    while size:
-        piece = feed.pieces.popleft()
-        if len(piece) > size:
-            feed.pieces.appendleft(piece[size:])
-            piece = piece[:size]
-        size -= len(piece)
-        found.append(piece)
+class _Feed:
+    """What comes of one checkpoint.
+
+    requests: those that are not made yet, each the parts that come with it.
+    held: bytes that have come and are not taken.
+    """
+
+    def __init__(self, reader: FoldReader, ask_for_more: Callable[[], None]) -> None:
+        self.requests: deque[list[Part]] = deque()
+        self.held = 0
+        self._reader = reader
+        self._ask_for_more = ask_for_more
+        self._pieces: deque[memoryview] = deque()
+        self._answer: Iterator[memoryview] = iter(())
+        self._left = 0  # bytes that the answer still brings
+        self._next: tuple[Callable[[], memoryview], Iterator[memoryview], int] | None = None  # and its first piece
+
+    def begin(self) -> None:
+        """Make the next request, unless it is made, or the last one has long to go."""
+        if self._next is not None or self._left > _SOON_BYTES:
+            return
+        if not self.requests:
+            self._ask_for_more()
+        if self.requests:
+            near = self.requests.popleft()
+            answer = _pieces(near)
+            self._next = self._reader.begin(partial(next, answer)), answer, sum(end - begin for _, begin, end in near)
+
+    def receive(self) -> None:
+        """Receive the next piece, in the thread that calls; the first one of an answer may have come."""
+        if self._left:
+            piece = next(self._answer)
+        else:
+            assert self._next is not None, "each block that is taken was asked for"
+            first, self._answer, self._left = self._next
+            piece, self._next = first(), None
+        self._pieces.append(piece)
+        self.held += len(piece)
+        self._left -= len(piece)
+        self.begin()
+
+    def take(self, size: int) -> list[memoryview]:
+        """Take so many bytes out of what is held."""
+        found = []
+        self.held -= size
+        while size:
+            piece = self._pieces.popleft()
+            if len(piece) > size:
+                self._pieces.appendleft(piece[size:])
+                piece = piece[:size]
+            size -= len(piece)
+            found.append(piece)
+        return found
+
+
+def _places(checkpoint: Checkpoint, number: int, tasks: Sequence[BlockTask]) -> list[list[Part]]:
+    """Return where each block lies in a checkpoint: nothing where it is not read of it, or not all in objects."""
+    found: list[list[Part]] = []
+    for task in tasks:
+        spans = None
+        if task.block.averaged or number in task.weights.bases:
+            spans = spans_in(ObjectFile, checkpoint.tensors, task.block.pieces, task.block.dtypes[number])
+        found.append([(file, begin, begin + size) for file, begin, size in spans or ()])
     return found
 
 
-def _parts(checkpoints: Sequence[Checkpoint], number: int, task: BlockTask) -> list[Part]:
-    """Return where the block lies in a checkpoint; nothing where it is not read of it, or not all in objects."""
-    if not task.block.averaged and number not in task.weights.bases:
-        return []
-    spans = spans_in(ObjectFile, checkpoints[number].tensors, task.block.pieces, task.block.dtypes[number])
-    return [(file, begin, begin + size) for file, begin, size in spans or ()]
-
-
 def _near(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Yield the parts in lists, each of those that come with one request: in one file, in order, with narrow gaps."""
+    """Yield the parts in lists, each of those that come with one request: in one file, in order, with narrow gaps.
+
+    Those that follow without a gap are one part.
+    """
     near: list[Part] = []
-    for part in parts:
-        if near and (part[0] is not near[-1][0] or not 0 <= part[1] - near[-1][2] <= NARROW_BYTES):
+    for file, begin, end in parts:
+        if near and (file is not near[-1][0] or not 0 <= begin - near[-1][2] <= NARROW_BYTES):
             yield near
             near = []
-        near.append(part)
+        if near and begin == near[-1][2]:
+            begin = near.pop()[1]
+        near.append((file, begin, end))
     if near:
         yield near
 
 
 def _pieces(near: Sequence[Part]) -> Iterator[memoryview]:
-    """Yield the bytes of parts that come with one request, in pieces, without what lies between them."""
+    """Return the bytes of parts that come with one request, in pieces, without what lies between them."""
+    file, begin, end = near[0]
+    return file.pieces(begin, end) if len(near) == 1 else _without_gaps(near)
+
+
+def _without_gaps(near: Sequence[Part]) -> Iterator[memoryview]:
     wanted, at = deque(near), near[0][1]
     for piece in near[0][0].pieces(at, near[-1][2]):
         after = at + len(piece)

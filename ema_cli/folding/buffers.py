@@ -16,10 +16,11 @@ _STORE_BYTES = 128 << 20  # where checkpoints lie in a store
 _STORED_BYTES = 1 << 19  # of a block that comes ahead: what waits of all checkpoints is to stay near the processor
 _ALONE_BYTES = 1 << 22  # of a block that a request brings alone
 _STORE_ROWS = 16
-# Of a request: with 1 MiB a store takes twice the processor time for as many bytes, with more than this hardly less.
+# Of a request, the first and then the longest: with 1 MiB a store takes twice the processor time for as many bytes.
 _REQUEST_BYTES = 1 << 24
-_HELD_BLOCKS = 2  # of a checkpoint that comes ahead, and
-_HELD_BYTES = 1 << 19  # what came with the last piece of them
+_LONG_REQUEST_BYTES = 1 << 27
+_MOST_STRETCH = 512  # blocks, each of which takes some memory
+_HELD_BYTES = 1 << 19  # of a checkpoint that comes ahead, what came with the last piece of a block
 _CONNECTIONS = 16  # to begin with
 _MOST_CONNECTIONS = 48
 _LEAST_WORKERS = 2  # where nothing comes ahead: one waits for its requests while the other adds
@@ -38,7 +39,8 @@ class BufferSizes:
     rows: checkpoints that a thread reads before it adds them.
     row_bytes: bytes of one block of one checkpoint, in the type in which it is summed up.
     stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
-    stretch: blocks that follow one another and that a thread folds one after the other.
+    stretch: blocks that follow one another and that a thread folds one after the other, at least.
+    most_stretch: so many at most: a stretch has twice as many blocks as the one before, as long as many are left.
     ahead: checkpoints whose blocks come before they are folded; 0 where each is read when it is.
     window: bytes of a checkpoint within which tensors are folded in the order of its files; 0 where they are in that of
         the output.
@@ -51,14 +53,10 @@ class BufferSizes:
     row_bytes: int
     stored_bytes: int = 0
     stretch: int = 1
+    most_stretch: int = 1
     ahead: int = 0
     waits: bool = False
     window: int = 0
-
-    @property
-    def held_bytes(self) -> int:
-        """Return how much of a checkpoint may come before it is folded."""
-        return _HELD_BLOCKS * self.stored_bytes
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
         """Return the size of one thread's workspace, for averages with so many different newest checkpoints."""
@@ -66,7 +64,7 @@ class BufferSizes:
 
     def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
         """Return the memory of one thread, and of what comes ahead for it."""
-        received = self.ahead * (self.held_bytes + _HELD_BYTES)
+        received = self.ahead * (self.stored_bytes + _HELD_BYTES)
         return (kernel or chosen_kernel().kernel).worker_bytes(self.workspace(averages, newest)) + received
 
 
@@ -112,7 +110,7 @@ def divide_memory(
         sizes = _store_sizes(from_store)
         smallest = replace(sizes, rows=_LEAST_ROWS, row_bytes=_LEAST_ROW_BYTES, stored_bytes=_LEAST_ROW_BYTES // 2)
         if smallest.worker_bytes(averages, newest, kernel) > nbytes:
-            sizes = replace(sizes, ahead=0, stretch=1)
+            sizes = replace(sizes, ahead=0)
         if not sizes.ahead:
             nbytes = max(least, nbytes * 3 // 4)  # the rest is for what was received and lies in no row yet
         most = nbytes // sizes.worker_bytes(averages, newest, kernel)
@@ -125,6 +123,9 @@ def divide_memory(
         else:
             sizes = replace(sizes, row_bytes=sizes.row_bytes // 2, stored_bytes=sizes.stored_bytes // 2)
     most = min(nbytes // sizes.worker_bytes(averages, newest, kernel), sizes.most_workers)
+    if sizes.ahead:
+        stretch, most_stretch = _REQUEST_BYTES // sizes.stored_bytes, _LONG_REQUEST_BYTES // sizes.stored_bytes
+        sizes = replace(sizes, stretch=stretch, most_stretch=max(stretch, min(most_stretch, _MOST_STRETCH)))
     return replace(sizes, most_workers=max(most, sizes.threads))
 
 
@@ -133,7 +134,7 @@ def _store_sizes(checkpoints: int) -> BufferSizes:
 
     Of very many checkpoints a thread has no request for each: then one brings a block, and several wait side by side.
     """
-    is_ahead = checkpoints <= _CONNECTIONS * 3 // 2
+    is_ahead = checkpoints <= _MOST_CONNECTIONS
     rows = max(_LEAST_ROWS, min(_STORE_ROWS if is_ahead else _STORE_ROWS // 2, checkpoints))
     at_once = checkpoints if is_ahead else rows
     stored = _STORED_BYTES if is_ahead else _ALONE_BYTES
@@ -143,7 +144,6 @@ def _store_sizes(checkpoints: int) -> BufferSizes:
         rows=rows,
         row_bytes=2 * stored,
         stored_bytes=stored,
-        stretch=_REQUEST_BYTES // stored if is_ahead else 1,
         ahead=checkpoints if is_ahead else 0,
         waits=True,
     )

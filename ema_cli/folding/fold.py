@@ -124,6 +124,7 @@ def fold(
     blocks = make_blocks(checkpoints, ordered, sizes.row_bytes, sizes.stored_bytes)
     reader = FoldReader(checkpoints, checksums)
     ledgers = [NonFinite(checkpoints, allowed=allow_non_finite) for _ in averages]
+    total = bytes_to_read(checkpoints, groups(), weights.bases)
     workers = _Workers(
         tasks=(BlockTask(number, block, weights, sizes.rows) for number, block in enumerate(blocks)),
         sinks=[average.sink for average in averages],
@@ -131,9 +132,9 @@ def fold(
         ledgers=ledgers,
         make_workspace=partial(kernel.workspace, sizes.workspace(len(averages), len(weights.bases))),
         sizes=sizes,
+        left=total,
         check=check,
     )
-    total = bytes_to_read(checkpoints, groups(), weights.bases)
     workers.run(lambda: progress(reader.bytes_read, total))
     return Folded(reader.bytes_read, ledgers)
 
@@ -148,12 +149,15 @@ class _Workers:
     ledgers: Sequence[NonFinite]
     make_workspace: Callable[[], Workspace]
     sizes: BufferSizes
+    left: int  # bytes to read of the tasks, about
     check: Callable[[], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     # One thread for all that takes several times the memory of a row, which malloc keeps for the thread.
     _settler: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "settle"))
     _stopped: bool = False
     _surplus: int = 0  # threads that are to end, as they bring nothing
+    _threads: int = 0  # that were started
+    _stretch: int = 0  # blocks of the one that was taken last
 
     def run(self, tick: Callable[[], None]) -> None:
         """Fold all blocks; call `tick` now and then."""
@@ -204,6 +208,7 @@ class _Workers:
         """Start so many workers, and add each to those that are waited for, also where the next cannot be started."""
         with thread_errors():
             for _ in range(number):
+                self._threads += 1
                 workers.add(pool.submit(self._work, self._ahead()))
 
     def _ahead(self) -> Ahead | None:
@@ -212,7 +217,7 @@ class _Workers:
             return None
         from ema_cli.folding.ahead import Ahead  # which only who reads from a store needs
 
-        return Ahead(self.reader, self._next_tasks, self.sizes.held_bytes)
+        return Ahead(self.reader, self._next_tasks)
 
     def _work(self, ahead: Ahead | None) -> None:
         workspace = self.make_workspace()
@@ -243,7 +248,20 @@ class _Workers:
             if self._surplus:
                 self._surplus -= 1
                 return []
-            return list(islice(self.tasks, self.sizes.stretch))
+            self._stretch = self._next_stretch()
+            tasks = list(islice(self.tasks, self._stretch))
+            self.left -= len(tasks) * self._block_bytes
+            return tasks
+
+    def _next_stretch(self) -> int:
+        """Return how many blocks to take: many are asked for in one request, but all threads are to have work."""
+        share = self.left // self._block_bytes // (2 * self._threads)
+        return max(self.sizes.stretch, min(2 * self._stretch, self.sizes.most_stretch, share))
+
+    @property
+    def _block_bytes(self) -> int:
+        """Return the bytes of all checkpoints of a full block."""
+        return (self.sizes.stored_bytes or self.sizes.row_bytes) * len(self.reader.checkpoints)
 
     def _settle(self, function: Callable[[], NonFiniteElements]) -> NonFiniteElements:
         with thread_errors():

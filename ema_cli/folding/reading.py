@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
+from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.folding.block_task import BlockTask, CheckpointReader
 from ema_cli.folding.direct import read_and_add
-from ema_cli.folding.kernel import BlockSums
+from ema_cli.folding.kernel import BlockSums, copy_together
 from ema_cli.folding.pace import Pace
 from ema_cli.storage.checksums import Checksums
+
+Read = TypeVar("Read")
 
 
 class Stopped(Exception):
@@ -43,7 +47,7 @@ class FoldReader(CheckpointReader):
         task: BlockTask,
         numbers: Sequence[int],
         rows: Sequence[memoryview],
-        ahead: Callable[[BlockTask, int, memoryview], bool] = lambda *_: False,
+        come: Mapping[int, Sequence[memoryview]] = MappingProxyType({}),
     ) -> None:
         """Fill each row with the block of a checkpoint.
 
@@ -51,18 +55,30 @@ class FoldReader(CheckpointReader):
             task: the block.
             numbers: the checkpoints.
             rows: one for each.
-            ahead: fills a row with what was asked for before, and returns whether it did.
+            come: the blocks of checkpoints that were read before, and counted, in pieces.
 
         Raises:
             Stopped: where the fold has ended.
         """
         pool = self._side_by_side
-        with self.counted([*map(len, rows)]):
+        with self.counted([len(row) for number, row in zip(numbers, rows, strict=True) if number not in come]):
             if pool is None:
                 for number, row in zip(numbers, rows, strict=True):
-                    self._read_row(task, ahead, number, row)
+                    self._read_row(task, come, number, row)
             else:
-                list(pool.map(partial(self._read_row, task, ahead), numbers, rows))
+                list(pool.map(partial(self._read_row, task, come), numbers, rows))
+
+    def begin(self, read: Callable[[], Read]) -> Callable[[], Read]:
+        """Begin to read, in a thread of its own where there is one, and return what waits for what is read.
+
+        Raises:
+            Stopped: where the fold has ended.
+        """
+        pool = self._side_by_side
+        try:
+            return read if pool is None else pool.submit(read).result
+        except RuntimeError:  # the pool takes no more
+            raise Stopped from None
 
     @property
     def sums_up(self) -> bool:
@@ -76,11 +92,13 @@ class FoldReader(CheckpointReader):
 
     @contextmanager
     def counted(self, sizes: Sequence[int]) -> Iterator[None]:
-        """Count bytes that are read, and the time; let this thread end if the fold ended meanwhile."""
-        began = time.perf_counter()
+        """Count bytes that are read, and the time that waits for them; let this thread end if the fold has ended."""
+        began = time.perf_counter() - time.thread_time()
         with self._reads():
             yield
-        seconds = time.perf_counter() - began
+        if not sizes:
+            return
+        seconds = time.perf_counter() - time.thread_time() - began
         self.pace.note(len(sizes), seconds if self._side_by_side is not None else seconds / len(sizes))
         with self._lock:
             self.bytes_read += sum(sizes)
@@ -123,11 +141,11 @@ class FoldReader(CheckpointReader):
         return True
 
     def _read_row(
-        self, task: BlockTask, ahead: Callable[[BlockTask, int, memoryview], bool], number: int, row: memoryview
+        self, task: BlockTask, come: Mapping[int, Sequence[memoryview]], number: int, row: memoryview
     ) -> None:
-        with self.naming(task, [number]):
-            is_read = ahead(task, number, row)
-        if not is_read:
+        if number in come:
+            copy_together(come[number], row)
+        else:
             self.read_again(task, number, row)
         if self._checksums is not None:
             self._checksums.add(number, task.number, row, copied=not task.block.averaged)

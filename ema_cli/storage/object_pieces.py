@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable
 from ema_cli.storage.asking import answered_in_main, content_of, key_of, look_at
 from ema_cli.storage.listing import StoredObject, tag_of
 from ema_cli.storage.names import WEB, StorePath
-from ema_cli.storage.stores import client_of, obstore, store_errors
+from ema_cli.storage.stores import client_of, failures, obstore, store_errors
 
 HINT_REWRITTEN = "average a run that is not being rewritten"
 _PIECE_BYTES = 1 << 18  # that are received before they are handed on
@@ -29,21 +29,30 @@ def pieces_of(path: StorePath, stored: StoredObject, begin: int, end: int) -> It
         CheckpointError: where another object has taken its place, it is gone, or it cannot be read.
     """
     pieces: Iterator[Any] | None = None
+    errors: tuple[type[Exception], ...] = (CheckpointError, *failures())
     while begin < end:
         try:
-            with store_errors(path, f"cannot be read at byte {begin}"):
-                if pieces is None:
-                    pieces = answered_in_main(partial(_ask, path, stored, begin, end))
-                piece = memoryview(answered_in_main(partial(next, pieces, b"")))
-        except CheckpointError as error:
-            with suppress(Unreadable):  # the first error says more
-                check_same(path, stored)
-            error.at_byte = begin
-            raise error
+            if pieces is None:
+                pieces = answered_in_main(partial(_ask, path, stored, begin, end))
+            piece = memoryview(answered_in_main(partial(next, pieces, b"")))
+        except errors as error:
+            _explain(path, stored, begin, error)
         if not 0 < len(piece) <= end - begin:
             raise _changed(path)
         begin += len(piece)
         yield piece
+
+
+def _explain(path: StorePath, stored: StoredObject, begin: int, error: Exception) -> NoReturn:
+    """Raise an error as what it means of the object, and of the byte that was to come next."""
+    try:
+        with store_errors(path, f"cannot be read at byte {begin}"):
+            raise error
+    except CheckpointError as meant:
+        with suppress(Unreadable):  # the first error says more
+            check_same(path, stored)
+        meant.at_byte = begin
+        raise
 
 
 def _ask(path: StorePath, stored: StoredObject, begin: int, end: int) -> Iterator[Any]:

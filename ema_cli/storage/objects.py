@@ -162,10 +162,12 @@ class ObjectFile:
             out[:] = kept
 
     def pieces(self, begin: int, end: int) -> Iterator[memoryview]:
-        """Yield the bytes from `begin` to `end` in pieces as one request brings them; what is small may be known."""
+        """Return the bytes from `begin` to `end` in pieces as one request brings them; what is small may be known."""
         if end - begin > FIRST_BYTES and end <= self.size and not self._stored.pinned:
-            yield from pieces_of(self._path, self._stored, begin, end)
-            return
+            return pieces_of(self._path, self._stored, begin, end)
+        return self._whole_pieces(begin, end)
+
+    def _whole_pieces(self, begin: int, end: int) -> Iterator[memoryview]:
         while begin < end:
             data = memoryview(bytearray(min(_PIECE_BYTES, end - begin)))
             self.read_into(begin, data)

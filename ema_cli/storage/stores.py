@@ -144,6 +144,11 @@ def _provider(path: StorePath) -> Mapping[str, Any]:
         ) from error
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """Return what obstore raises where a store does not do what it is asked for."""
+    return (obstore().exceptions.BaseError, ValueError, FileNotFoundError)
+
+
 @contextmanager
 def store_errors(path: StorePath, what: str) -> Iterator[None]:
     """Turn an error of obstore's into one of ours about `path`, of which it says `what`.
@@ -156,7 +161,7 @@ def store_errors(path: StorePath, what: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise Missing("does not exist", subject=path) from error
-    except (obstore().exceptions.BaseError, ValueError) as error:
+    except failures() as error:
         reason = reason_of(error)
         raise Unreadable(f"{what}: {reason}", subject=path, hint=_advice(path, reason)) from error
 
@@ -166,7 +171,7 @@ def output_errors_in_store(path: StorePath) -> Iterator[None]:
     """Turn an error of obstore's into an OutputError about `path`."""
     try:
         yield
-    except (obstore().exceptions.BaseError, ValueError, FileNotFoundError) as error:
+    except failures() as error:
         reason = reason_of(error)
         raise OutputError(f"cannot be written: {reason}", subject=path, hint=_advice(path, reason)) from error
 
