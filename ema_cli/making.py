@@ -19,6 +19,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
+from ema_cli.storage.segments import Segments
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.files import (
@@ -131,9 +132,13 @@ def fold_here(
     job, sizes = part.job, part.sizes
     with ExitStack() as stack:
         allow_descriptors(sum(len(output.files) for output in job.outputs))
+        segments = Segments(part.segments) if part.segments and synced else None
+        if segments is not None:
+            stack.callback(segments.close)
         sinks = []
+        summed = record is not None
         for output, folder in zip(job.outputs, folders, strict=True):
-            sinks.append(make_sink(output, folder, summed=record is not None, synced=synced, sender=sender))
+            sinks.append(make_sink(output, folder, summed=summed, synced=synced, sender=sender, segments=segments))
             stack.callback(sinks[-1].close)
         checksums = record.checksums if record is not None else None
         folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)

@@ -11,6 +11,9 @@ from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
 from ema_cli.job import Job
+from ema_cli.storage.direct_stream import LEAST_BYTES
+from ema_cli.storage.names import StorePath
+from ema_cli.storage.segments import SEGMENT_BYTES
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
 from ema_cli.writing.files import most_open_files
@@ -19,15 +22,22 @@ _RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half o
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
 _MOST_SENT = 8  # averages that are sent to a store at once where the user does not say how much memory there is
 _LEAST_BUFFER_BYTES = 2 << 20
+_SEGMENTS_OF_ONE = 8  # large average: what several threads make, and what waits for the disk
+_LEAST_SEGMENTS_OF_ONE = 2
+_MOST_SEGMENTS = 32
 _WINDOW_BYTES = 64 << 20  # a layer or more: the order of tensors differs between files within these, as a rule
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One reading of the checkpoints: the averages that are made of it, as a job, and its buffers."""
+    """One reading of the checkpoints: the averages that are made of it, as a job, and its buffers.
+
+    segments: of large outputs, which are kept until they are whole; 0 where none are.
+    """
 
     job: Job
     sizes: BufferSizes
+    segments: int = 0
 
     @property
     def memory(self) -> int:
@@ -37,7 +47,8 @@ class Pass:
         buffers = max(buffers, self.job.bytes_to_factor)  # one after the other
         tables = len(self.job.tensors) * _RESERVED_BYTES_PER_TENSOR
         sending = self.job.bytes_sending(len(self.job.plans))
-        return peak_bytes() + buffers + tables + memory_of_blocks(self.job.checkpoints) + sending
+        kept = sending + self.segments * SEGMENT_BYTES
+        return peak_bytes() + buffers + tables + memory_of_blocks(self.job.checkpoints) + kept
 
 
 def plan_passes(job: Job, threads: int | None, max_memory: int | None) -> list[Pass]:
@@ -60,7 +71,7 @@ def plan_passes(job: Job, threads: int | None, max_memory: int | None) -> list[P
     number = -(-count // most)
     ends = [count * part // number for part in range(number + 1)]
     parts = [job] if number == 1 else [job.part(*both) for both in pairwise(ends)]
-    return [Pass(part, _sizes(part, budget, threads)) for part in parts]
+    return [_divided(part, budget, threads) for part in parts]
 
 
 def keep_more_blocks(passes: Sequence[Pass], max_memory: int) -> None:
@@ -83,7 +94,7 @@ def _budget(job: Job, max_memory: int | None) -> int:
     """Return the memory for the buffers of all threads, and for what is sent to a store."""
     least = _least(job, 1)
     sending = job.bytes_sending(min(len(job.plans), _MOST_SENT))
-    budget = max(default_bytes(job.checkpoints) + sending, least)
+    budget = max(default_bytes(job.checkpoints) + sending + _most_segments(job) * SEGMENT_BYTES, least)
     if max_memory is None:
         return budget
     blocks = memory_of_blocks(job.checkpoints)
@@ -114,10 +125,28 @@ def _smaller_shards(job: Job, short: int) -> str:
     return "" if fitting is None else f", or {option('max_shard_size', f'{fitting // 10**6}MB')}"
 
 
-def _sizes(job: Job, budget: int, threads: int | None) -> BufferSizes:
-    """Return buffers that keep the threads at work."""
+def _divided(job: Job, budget: int, threads: int | None) -> Pass:
+    """Return a pass with buffers that keep the threads at work, and with segments of what is written."""
     from_store = len(job.checkpoints) if in_store(job.checkpoints) else 0
     budget -= job.bytes_sending(len(job.plans))
+    segments = _segments(job, budget)
+    budget -= segments * SEGMENT_BYTES
     sizes = divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)
     # What is sent is sent in its order.
-    return replace(sizes, window=_WINDOW_BYTES) if from_store and not job.is_sent else sizes
+    sizes = replace(sizes, window=_WINDOW_BYTES) if from_store and not job.is_sent else sizes
+    return Pass(job, sizes, segments)
+
+
+def _most_segments(job: Job) -> int:
+    """Return how many segments of large files are of use; 0 where none are written to a disk."""
+    if isinstance(job.target.path, StorePath):
+        return 0
+    large = sum(any(file.size >= LEAST_BYTES for file in output.files) for output in job.outputs)
+    return min(large * _SEGMENTS_OF_ONE, _MOST_SEGMENTS)
+
+
+def _segments(job: Job, budget: int) -> int:
+    """Return how many segments are kept within a budget, which is for the buffers first; 0 where they would be few."""
+    room = min(budget // 4, budget - _least(job, len(job.plans))) // SEGMENT_BYTES
+    most = min(_most_segments(job), room)
+    return most if most >= len(job.plans) * _LEAST_SEGMENTS_OF_ONE else 0

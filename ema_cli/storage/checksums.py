@@ -54,7 +54,7 @@ class RunningChecksum:
         """
         self._read = read
         self._checksum: Digest = checksum or hashlib.sha256()
-        self._end = 0  # all bytes before this one are added
+        self.end = 0  # all bytes before this one are added
         self._early: dict[int, int] = {}  # begin -> end of written ranges that are not added yet, neighbours joined
         self._begins: dict[int, int] = {}  # end -> begin of the same
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class RunningChecksum:
     def _takes_turn(self, begin: int, end: int) -> bool:
         """Return whether a range comes next, and this thread may add it; else it is noted."""
         with self._lock:
-            if self._busy or begin != self._end:
+            if self._busy or begin != self.end:
                 self._note(begin, end)
                 return False
             self._busy = True
@@ -88,15 +88,15 @@ class RunningChecksum:
             with self._lock:
                 begin, end = end, self._early.pop(end, end)
                 if begin == end:
-                    self._end, self._busy = end, False
+                    self.end, self._busy = end, False
                     return
                 del self._begins[end]
             self._read_back(begin, end)
 
     def hexdigest(self, size: int) -> str:
         """Return the checksum of the file of `size` bytes; those that are not added yet are read back now."""
-        self._read_back(self._end, size)
-        self._end = size
+        self._read_back(self.end, size)
+        self.end = size
         return self._checksum.hexdigest()
 
     def give_up(self) -> None:

@@ -76,14 +76,19 @@ class OutputStream:
 
         Whether it is `ahead` of the rest makes no difference to a file.
         """
-        rest, position = memoryview(data), offset
-        with output_errors(self.path), self._writing:
+        with output_errors(self.path):
+            self._put(offset, memoryview(data))
+        if self._sum is not None and noted:
+            self._sum.add(offset - self._begin, memoryview(data))
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        """Write bytes to the file, without summing them up."""
+        rest, position = data, offset
+        with self._writing:
             while len(rest):
                 count = os.pwrite(self._descriptor, rest[: _WRITE_BYTES - position % _WRITE_BYTES], position)
                 position += count
                 rest = rest[count:]
-        if self._sum is not None and noted:
-            self._sum.add(offset - self._begin, memoryview(data))
         with self._lock:
             self._unsynced += len(data)
             if is_much := self._unsynced >= _UNSYNCED_BYTES:

@@ -25,6 +25,7 @@ from ema_cli.storage.around import Copy, pieces
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
+from ema_cli.storage.segments import Segments
 from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.memory import give_back
@@ -96,7 +97,14 @@ class FileSink(OpenFiles):
     """Writes the tensors of one average into its files, in any order; a `Sink`."""
 
     def __init__(
-        self, output: Output, folder: Path, *, summed: bool, synced: bool = True, sender: Sender | None = None
+        self,
+        output: Output,
+        folder: Path,
+        *,
+        summed: bool,
+        synced: bool = True,
+        sender: Sender | None = None,
+        segments: Segments | None = None,
     ) -> None:
         """Make the files in `folder`, and write their headers.
 
@@ -106,11 +114,12 @@ class FileSink(OpenFiles):
             summed: whether to keep their sha256 up to date while they are written.
             synced: whether the disk has to have them in the end.
             sender: makes what sends them to a store instead; None where they are made in the folder.
+            segments: the memory of large ones, which are written past the page cache; None where none are.
 
         Raises:
             OutputError: where a file cannot be written.
         """
-        super().__init__(folder, summed=summed, synced=synced, sender=sender)
+        super().__init__(folder, summed=summed, synced=synced, sender=sender, segments=segments)
         self._files: list[_TensorFile] = []  # no table of all names: of many averages each has a sink
         self._last = 0  # the number of the file that had the last tensor
         try:
@@ -153,7 +162,13 @@ class FileSink(OpenFiles):
 
 
 def make_sink(
-    output: Output, folder: Path, *, summed: bool, synced: bool = True, sender: Sender | None = None
+    output: Output,
+    folder: Path,
+    *,
+    summed: bool,
+    synced: bool = True,
+    sender: Sender | None = None,
+    segments: Segments | None = None,
 ) -> FileSink | PieceSink:
     """Return the sink that writes an average into its files, which it makes in `folder`, or through `sender`.
 
@@ -161,7 +176,7 @@ def make_sink(
         OutputError: where a file cannot be written.
     """
     if output.likeness is None:
-        return FileSink(output, folder, summed=summed, synced=synced, sender=sender)
+        return FileSink(output, folder, summed=summed, synced=synced, sender=sender, segments=segments)
     from ema_cli.writing.piece_sink import PieceSink  # which most averages do not need
 
     files, places = output.likeness.files, output.likeness.pieces

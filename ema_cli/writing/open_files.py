@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.formats.output_file import FramedFile, OutputFile
+from ema_cli.storage.direct_stream import LEAST_BYTES, DirectStream
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
+from ema_cli.storage.segments import Segments
 from ema_cli.storage.staging import Sender
 from ema_cli.system.threads import reading_pool
 
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
 class OpenFiles:
     """New files in a folder, in the order in which they were made."""
 
-    def __init__(self, folder: Path, *, summed: bool, synced: bool = True, sender: Sender | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        summed: bool,
+        synced: bool = True,
+        sender: Sender | None = None,
+        segments: Segments | None = None,
+    ) -> None:
         """Take what all files have in common.
 
         Args:
@@ -30,10 +40,11 @@ class OpenFiles:
             summed: whether to keep the sha256 of each up to date while it is written.
             synced: whether the disk has to have them in the end.
             sender: makes what sends them to a store instead; None where they are made in the folder.
+            segments: the memory of large ones, which are written past the page cache; None where none are.
         """
         self.folder = folder
         self.summed, self.synced = summed, synced
-        self._sender = sender
+        self._sender, self._segments = sender, segments
         self.streams: list[OutputStream | StoreStream] = []
 
     def begin(self, file: OutputFile) -> OutputStream | StoreStream:
@@ -42,24 +53,28 @@ class OpenFiles:
         Raises:
             OutputError: where it cannot be written.
         """
+        around = file if isinstance(file, FramedFile) else None
         if self._sender is not None:
-            around = file if isinstance(file, FramedFile) else None
             sent = self._sender(self.folder / file.name, file.size, file.header, around, summed=self.summed)
             self.streams.append(sent)
             return sent
-        stream = self.make(file.name)
+        # What stands around tensors follows from them: the file is read again for it.
+        stream = self.make(file.name, file.size if around is None else 0)
         stream.write(0, file.header)
         return stream
 
-    def make(self, name: str) -> OutputStream:
-        """Make the file `name`, and the folders around it.
+    def make(self, name: str, size: int = 0) -> OutputStream:
+        """Make the file `name`, and the folders around it; `size` is that of one that may go past the page cache.
 
         Raises:
             OutputError: where it cannot be made.
         """
         path = self.folder / name
         location(path.parent).make_folder()
-        stream = OutputStream(path, summed=self.summed, synced=self.synced)
+        if self._segments is not None and self.synced and size >= LEAST_BYTES:
+            stream: OutputStream = DirectStream(path, size, self._segments, summed=self.summed)
+        else:
+            stream = OutputStream(path, summed=self.summed, synced=self.synced)
         self.streams.append(stream)
         return stream
 
