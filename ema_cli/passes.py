@@ -11,7 +11,7 @@ from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
 from ema_cli.job import Job
-from ema_cli.storage.direct_stream import LEAST_BYTES
+from ema_cli.storage.direct_stream import is_direct
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.segments import SEGMENT_BYTES
 from ema_cli.system.memory import peak_bytes
@@ -141,7 +141,7 @@ def _most_segments(job: Job) -> int:
     """Return how many segments of large files are of use; 0 where none are written to a disk."""
     if isinstance(job.target.path, StorePath):
         return 0
-    large = sum(any(file.size >= LEAST_BYTES for file in output.files) for output in job.outputs)
+    large = sum(any(is_direct(file.size) for file in output.files) for output in job.outputs)
     return min(large * _SEGMENTS_OF_ONE, _MOST_SEGMENTS)
 
 

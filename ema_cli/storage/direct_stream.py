@@ -18,9 +18,14 @@ from ema_cli.errors import OutputError
 from ema_cli.storage.output_stream import OutputStream, output_errors
 from ema_cli.storage.segments import Segment, Segments
 
-LEAST_BYTES = 64 << 20  # of a file: a smaller one is soon read again, and stays in memory
+_LEAST_BYTES = 64 << 20  # of a file: a smaller one is soon read again, and stays in memory
 _ALIGNMENT = 1 << 12  # of place, size and memory: what disks and file systems ask for is this or less
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def is_direct(size: int) -> bool:
+    """Return whether a file of so many bytes is large enough."""
+    return size >= _LEAST_BYTES
 
 
 class DirectStream(OutputStream):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.formats.output_file import FramedFile, OutputFile
-from ema_cli.storage.direct_stream import LEAST_BYTES, DirectStream
+from ema_cli.storage.direct_stream import DirectStream, is_direct
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.segments import Segments
@@ -71,7 +71,7 @@ class OpenFiles:
         """
         path = self.folder / name
         location(path.parent).make_folder()
-        if self._segments is not None and self.synced and size >= LEAST_BYTES:
+        if self._segments is not None and self.synced and is_direct(size):
             stream: OutputStream = DirectStream(path, size, self._segments, summed=self.summed)
         else:
             stream = OutputStream(path, summed=self.summed, synced=self.synced)
