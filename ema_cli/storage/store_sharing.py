@@ -122,7 +122,8 @@ class SharedStoreStaging(StoreStaging):
     ) -> None:
         if not self._kept:
             forget_listings()
-            with suppress(CheckpointError, OutputError):  # the error that brings us here says more
+            # The error that brings us here says more.
+            with suppress(CheckpointError, OutputError), output_errors_in_store(self._address):
                 if not self._claim.is_lost():  # else what is there is another run's
                     self._withdraw(listing_of(self.tasks).below(self.tasks))
                     abort_unfinished(self.tasks)  # of workers that died

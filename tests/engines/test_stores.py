@@ -162,6 +162,22 @@ def test_a_store_that_refuses_what_a_part_puts(tmp_path: Path, bucket: StorePath
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_store_that_is_gone_in_the_end_hides_no_error(bucket: StorePath, monkeypatch: pytest.MonkeyPatch):
+    """What cannot be cleaned up there is left, and the error is that which ended the run."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise obstore.exceptions.GenericError("nobody answers")
+
+    def end() -> None:
+        with store_sharing.SharedStoreStaging(bucket / "out", "0123456789abcdef", claims=True):
+            for name in ("get", "head", "list", "delete"):
+                monkeypatch.setattr(obstore, name, gone)
+            raise OutputError("is full", subject="disk")
+
+    with pytest.raises(OutputError, match="is full"):
+        end()
+
+
 def test_a_single_file(tmp_path: Path, bucket: StorePath, executor: Executor, monkeypatch: pytest.MonkeyPatch):
     """One worker makes it; one that no store copies is refused, with what can be written instead."""
     made = put_run(bucket / "run", tmp_path)

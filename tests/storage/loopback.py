@@ -44,8 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection(upstream, timeout=60)
         with closing(connection):
             connection.request(self.command, self.path, body, _between_ends(headers))
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.read(), dict(answer.getheaders()))
+            with closing(connection.getresponse()) as answer:  # which holds the socket until it is read
+                return Answer(answer.status, answer.read(), dict(answer.getheaders()))
 
     def give(self, answer: Answer) -> None:
         """Send an answer; to HEAD without its body, whose length headers may tell."""

@@ -42,8 +42,8 @@ def command(name: str, run: StorePath, target: StorePath, disk: Path) -> Sequenc
         "inspect": ("inspect", run, *LAW),
         "average": average,
         "replace": (*average, "--force"),
-        "to the disk": ("average", run, *LAW, "--like-input", "-o", disk / "out"),
-        "part": (*average, *shards, "--part", "0/1"),
+        "to-disk": ("average", run, *LAW, "--like-input", "-o", disk / "out"),
+        "part": ("average", run, *LAW, "-o", disk / "out", "--part", "0/1"),
         "processes": (*average, *shards, "--on", "processes=2"),
         "dask": (*average, *shards, "--on", "dask:local=2"),
         "tune": tune,
@@ -93,17 +93,20 @@ def check(name: str, number: int, proxy: Proxy, run: StorePath, target: StorePat
     arguments = command(name, run, target, disk)
     code, said, seconds = interrupted_at(number, proxy, arguments, times=2 if name == "watch" else 1)
     if code:
+        assert "Traceback" not in said, f"{number}: {said}"
         assert (code, said.splitlines()[-1][:11]) == (130, "interrupted"), (number, said)
         assert seconds < MOST_SECONDS, (number, seconds, said)
         assert not (disk / "out").exists()
-    if name not in ("inspect", "to the disk", "verify"):
+    if name in ("to-disk", "part"):
+        assert {path.name for path in disk.iterdir()} - {"ckpts", "out"} == set() or name == "part"
+    elif name not in ("inspect", "verify"):
         again = cli(*arguments, *([] if "--force" in arguments or name == "watch" else ["--force"]))
         assert again.code == 0, (number, again)
         assert cli("verify", target, "--against", run).code == 0
     return code
 
 
-ALL = ["inspect", "average", "replace", "to the disk", "part", "processes", "dask", "tune", "watch", "verify"]
+ALL = ["inspect", "average", "replace", "to-disk", "part", "processes", "dask", "tune", "watch", "verify"]
 
 
 @pytest.mark.slow
