@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ema_cli.folding.ahead import Ahead
 
 _TICK_SECONDS = 0.1
+# Bytes a second of one connection: sixteen that are faster are near, and wait for processors, or fill the line.
+_NEAR_RATE = 64 << 20
 _PATIENCE_SECONDS = 2
 
 
@@ -164,6 +166,7 @@ class _Workers:
         pool, workers = ThreadPoolExecutor(self.sizes.most_workers, "fold"), set[Future[None]]()
         if self.sizes.ahead:
             keep_freed()
+            self.reader.pace.slow_seconds = self.sizes.stored_bytes / _NEAR_RATE
         try:
             number, last, may_grow = self.sizes.threads, 0, True
             if self.sizes.waits:

@@ -18,10 +18,12 @@ class Pace:
 
     Attributes:
         was_in_vain: whether the last increase did not help.
+        slow_seconds: from so long on a read is slow.
     """
 
     def __init__(self) -> None:
         self.was_in_vain = False
+        self.slow_seconds = _SLOW_READ_SECONDS
         self._lock = threading.Lock()
         self._reads = 0
         self._seconds = 0.0
@@ -50,7 +52,7 @@ class Pace:
                 self._begun = True
                 return False
         rate = reads / max(elapsed, 1e-9)
-        if seconds < reads * _SLOW_READ_SECONDS or rate < self._rate * _GAIN:
+        if seconds < reads * self.slow_seconds or rate < self._rate * _GAIN:
             self.was_in_vain = self._rate > 0
             return False
         self._rate = rate

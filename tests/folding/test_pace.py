@@ -77,3 +77,14 @@ def test_a_burst_between_quick_reads_asks_for_nothing(clock: Clock, watched: Pac
     watched.note(400, 0.0005)
     clock.now += 0.4
     assert not watched.wants_more()
+
+
+def test_what_counts_as_slow_is_said_by_who_reads(clock: Clock, watched: Pace):
+    """A block of a store takes longer than a read of a disk, and is no sign of a slow line."""
+    watched.slow_seconds = 0.008
+    watched.note(1000, 0.007)
+    clock.now = 1.0
+    assert not watched.wants_more()
+    watched.note(1000, 0.009)
+    clock.now = 1.5
+    assert watched.wants_more()
