@@ -1,12 +1,7 @@
-"""One of two processes that save one folder with torch.distributed.checkpoint.
-
-`python -m tests.formats.two_ranks FOLDER RANK`; `launch` runs both.
-"""
+"""One of two processes that save one folder with torch.distributed.checkpoint."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -16,15 +11,12 @@ from torch.distributed._shard.sharded_tensor import Shard as LocalShard
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.two_forks import launch_two
 
 
 def launch(folder: Path) -> Path:
     """Save from two processes, and return the folder that they filled."""
-    command = [sys.executable, "-m", "tests.formats.two_ranks", str(folder)]
-    running = [subprocess.Popen([*command, rank], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for rank in "01"]
-    told = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
+    launch_two("tests.formats.two_ranks", folder)
     return folder / "saved"
 
 
@@ -64,7 +56,3 @@ def main(folder: Path, rank: int) -> None:
     model = {**spread(init_device_mesh("cpu", (2,))), "both": both_ways(rank), "plain": torch.full((3,), 2.0)}
     dcp.save({"model": model, "optim": {"rows": torch.ones(3)}, "step": 8}, checkpoint_id=folder / "saved")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

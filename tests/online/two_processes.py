@@ -1,13 +1,7 @@
-"""One of two processes that train one model together, averaged as they train; what they find is left in FOLDER.
-
-`python -m tests.online.two_processes FOLDER RANK`; `launch` runs both.
-"""
+"""One of two processes that train one model together, averaged as they train; what they find is left in a folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,22 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ema_cli import EMA
 from ema_cli.errors import EmaError
+from tests.two_forks import launch_two
 
-REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
 ASKED: dict[str, Any] = {"half_life": ("3ba", "20ba"), "update_interval": "1ba"}
 
 
 def launch(folder: Path) -> Path:
     """Run both processes; return the folder with what they found."""
-    command = [sys.executable, "-m", "tests.online.two_processes", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([*command, rank], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, env=environment)
-        for rank in "01"
-    ]
-    told = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(told)
+    launch_two("tests.online.two_processes", folder, "torch._dynamo")
     return folder
 
 
@@ -258,7 +245,3 @@ def main(folder: Path, rank: int) -> None:
     }
     torch.save(found, folder / f"found-{rank}.pt")
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
