@@ -80,9 +80,10 @@ class DirectStream(OutputStream):
     def close(self) -> None:
         """Close the descriptors; what is not synced may be lost."""
         self._segments.forget(self)
-        if self._direct >= 0:
+        direct, self._direct = self._direct, -1  # as in `super`
+        if direct >= 0:
             with output_errors(self.path):
-                os.close(self._direct)
+                os.close(direct)
         super().close()
 
     def check(self) -> None:
