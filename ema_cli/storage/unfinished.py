@@ -129,8 +129,12 @@ def _ask(method: str, bucket: str, key: str, query: dict[str, str], keys: _Keys)
     asked = urllib.request.Request(f"{url.scheme}://{url.netloc}{path}?{words}", headers=headers, method=method)
 
     def ask() -> bytes:
-        with urllib.request.urlopen(asked, timeout=_SECONDS) as answer:
-            return bytes(answer.read(_MOST_BYTES))
+        try:
+            with urllib.request.urlopen(asked, timeout=_SECONDS) as answer:
+                return bytes(answer.read(_MOST_BYTES))
+        except urllib.error.HTTPError as error:
+            error.close()  # it is the answer, too
+            raise
 
     return answered(ask).decode(errors="replace")
 

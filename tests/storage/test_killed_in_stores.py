@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
@@ -254,6 +256,17 @@ def test_unfinished_uploads_are_aborted_however_many(proxy: Proxy, folder: Store
     assert sum("max-uploads=2" in request.path for request in proxy.requests[before:]) >= 7
     assert uploads(folder) == 7
     assert unfinished.abort_unfinished(folder / "release-2") == 7
+
+
+@pytest.mark.slow
+def test_a_store_that_refuses_to_list_unfinished_uploads(proxy: Proxy, folder: StorePath):
+    """Nothing is removed, and no connection stays open, of which Python would warn."""
+    proxy.fault = lambda request: "500" if "uploads" in request.path else None
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        assert unfinished.abort_unfinished(folder / "release") == 0
+        gc.collect()
+    assert told == []
 
 
 @pytest.mark.slow
