@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
@@ -31,7 +30,7 @@ from ema_cli.system.threads import thread_errors
 
 _FOLDER = "archive"  # as torch calls it where it does not know the file's name
 _BLOCK_BYTES = 1 << 20
-_AHEAD = 64  # tensors
+_AHEAD = 64  # tensors, or blocks with several
 
 Part = tuple[int, bytes | memoryview]
 """The byte of a file at which something begins, and what stands there."""
@@ -196,12 +195,21 @@ def write_frame(stream: Stream, frame: Frame, tensors: Iterator[tuple[int, int]]
         tensors: first byte and size of each tensor, in order.
     """
     pool = ThreadPoolExecutor(1, "checksum")
-    ahead: deque[Future[int]] = deque()
+    batches = _batches(tensors)
+    ahead: deque[Future[list[int]]] = deque()
+
+    def checksums() -> Iterator[int]:
+        for batch in batches:
+            ahead.append(pool.submit(_checksums, stream, batch))
+            if len(ahead) == _AHEAD:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
+
+    known = checksums()
 
     def checksum_of(_begin: int, _size: int) -> int:
-        for begin, size in islice(tensors, _AHEAD - len(ahead)):
-            ahead.append(pool.submit(checksum, stream, begin, size))
-        return ahead.popleft().result()
+        return next(known)
 
     try:
         with thread_errors():
@@ -211,16 +219,44 @@ def write_frame(stream: Stream, frame: Frame, tensors: Iterator[tuple[int, int]]
         pool.shutdown(cancel_futures=True)
 
 
-def checksum(stream: Stream, at: int, size: int) -> int:
-    """Return the CRC-32 of `size` bytes that were written at byte `at`."""
-    checksum, end = 0, at + size
+def _batches(tensors: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield tensors that lie in a block together, as small ones do; a larger one by itself."""
+    batch: list[tuple[int, int]] = []
+    for begin, size in tensors:
+        if batch and begin + size - batch[0][0] > _BLOCK_BYTES:
+            yield batch
+            batch = []
+        batch.append((begin, size))
+    if batch:
+        yield batch
+
+
+def _checksums(stream: Stream, batch: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the CRC-32 of tensors that were written, each of so many bytes from a byte on."""
+    if len(batch) == 1:
+        return [_checksum(stream, *batch[0])]
+    first = batch[0][0]
+    # What has no bytes may be said to begin where nothing was written yet.
+    end = max((begin + size for begin, size in batch if size), default=first)
+    block = memoryview(b"".join(_blocks(stream, first, end)))
+    return [zlib.crc32(block[begin - first : begin - first + size]) for begin, size in batch]
+
+
+def _checksum(stream: Stream, at: int, size: int) -> int:
+    checksum = 0
+    for block in _blocks(stream, at, at + size):
+        checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _blocks(stream: Stream, at: int, end: int) -> Iterator[bytes]:
+    """Yield the bytes from one to another of a file, which were written."""
     while at < end:
         block = stream.read(at, min(_BLOCK_BYTES, end - at))
         if not block:
             raise OutputError(f"ends at byte {at} while it is written", subject=stream.path)
-        checksum = zlib.crc32(block, checksum)
+        yield block
         at += len(block)
-    return checksum
 
 
 def _first_contents(pickle: bytes) -> dict[str, bytes]:
