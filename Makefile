@@ -10,14 +10,14 @@ MERGEKIT_NEEDS := accelerate click immutables networkx numpy peft pydantic pyyam
 # Some libraries ask for what they do not use here, or for older versions of what the others need, and are installed
 # without what they ask for.
 ALONE_LIBRARIES := ai2-olmo ai2-olmo-core cached-path fastai speechbrain mmengine rl-games mace-torch e3nn opt-einsum-fx paddlepaddle \
-	torch-checkpointing megatron-core megatron-fsdp
+	torch-checkpointing megatron-core megatron-fsdp torchtitan spmd-types torchdata
 LIBRARIES := torch safetensors transformers accelerate datasets sentence-transformers peft diffusers lightning \
 	pytorch-ignite skorch monai mlx mlx-cpu fastcore fastprogress fastdownload fasttransform cloudpickle pandas \
 	matplotlib scipy hyperpyyaml joblib sentencepiece bettermap omegaconf dataclass-extensions pytest \
 	torch-ema ema-pytorch schedulefree deepspeed 'ray[train]' gymnasium tensorboard tensorboardX \
 	setproctitle watchdog opencv-python-headless yapf addict termcolor torchmetrics ase h5py lmdb matscipy \
 	opt_einsum orjson prettytable python-hostlist configargparse GitPython \
-	stable-baselines3 flax orbax-checkpoint httpx bitarray sacrebleu portalocker tabulate colorama lxml
+	stable-baselines3 flax orbax-checkpoint httpx bitarray sacrebleu portalocker tabulate colorama lxml tyro dill
 # Of the last years before their ends, built here without what is compiled in them; fairseq with what it asks for, of its time.
 OLD_LIBRARIES := mmcv==1.7.2 fairseq==0.12.2
 FAIRSEQ_NEEDS := omegaconf==2.0.6 hydra-core==1.0.7 antlr4-python3-runtime==4.8

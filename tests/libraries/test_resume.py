@@ -22,6 +22,7 @@ PROGRAMS = {
     "mmcv": ("averaged.pth", ()),
     "fairseq": ("averaged.pt", ()),
     "ultralytics": ("averaged.pt", ("--weights", "ema")),
+    "torchtitan": ("averaged", ()),
     "megatron fully_reshardable": ("averaged", ("--masters", *LEFT)),
     "megatron plain": ("averaged", ("--masters", *LEFT)),
     "megatron dp_reshardable": ("averaged", ("--drop", "optimizer", *LEFT)),

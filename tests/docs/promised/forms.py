@@ -124,6 +124,7 @@ LOADERS = {
     "nanoGPT": [f"{_TRAINERS}::test_nanogpt_resumes_from_an_average"],
     "timm": [f"{_TRAINERS}::test_timm_loads_an_average_and_resumes_from_it"],
     "torch": [f"{_TRAINERS}::test_a_sharded_model_is_loaded_from_averages_and_trained_on"],
+    "torchtitan": [_LIBRARIES],
     "transformers": [
         f"{_TRAINERS}::test_transformers_resumes_from_an_average",
         f"{_DEEPSPEED}::test_the_hugging_face_trainer_resumes_under_deepspeed",
