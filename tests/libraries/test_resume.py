@@ -22,6 +22,7 @@ PROGRAMS = {
     "mmcv": ("averaged.pth", ()),
     "fairseq": ("averaged.pt", ()),
     "ultralytics": ("averaged.pt", ("--weights", "ema")),
+    "olmo_core": ("averaged", ()),
     "torchtitan": ("averaged", ()),
     "megatron fully_reshardable": ("averaged", ("--masters", *LEFT)),
     "megatron plain": ("averaged", ("--masters", *LEFT)),

@@ -122,6 +122,7 @@ LOADERS = {
     "mmcv": [_LIBRARIES],
     "MMEngine": [_LIBRARIES],
     "nanoGPT": [f"{_TRAINERS}::test_nanogpt_resumes_from_an_average"],
+    "OLMo-core": [_LIBRARIES],
     "timm": [f"{_TRAINERS}::test_timm_loads_an_average_and_resumes_from_it"],
     "torch": [f"{_TRAINERS}::test_a_sharded_model_is_loaded_from_averages_and_trained_on"],
     "torchtitan": [_LIBRARIES],
