@@ -45,7 +45,7 @@ LAWS = {
         f"{_DECAY}::test_smoothing_is_composers_law",
         f"{_DECAY}::test_half_life_0_keeps_nothing_and_an_infinite_one_everything",
     ],
-    "--smoothing 0.99 sets s directly": [f"{_LAWS}::test_smoothing_is_per_update"],
+    "--smoothing 0.99 sets s directly": ["tests/law/test_exponential.py::test_smoothing_is_per_update"],
     "An average after n updates": [f"{_WEIGHTS}::test_weights_are_the_unrolled_recurrence"],
     "So everything is decided by numbers": ["tests/planning/test_gates.py::test_gates_come_before_any_tensor_is_read"],
     "Two numbers describe a set of weights": [f"{_PLAN}::test_effective_number_and_mean_age"],
