@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -12,11 +13,27 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 
 REPOSITORY = Path(__file__).parents[2]
+# What processes of a training import that may be imported before they are several. Lightning reads the rank when it is.
+_IMPORTED = {"deepspeed": ("deepspeed",), "transformers": ("transformers.trainer",)}
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """Return the process that starts those of trainings; it ends with this one."""
+    # No GPU, where there is one, and no network: the files are what matters.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.trainers.rank_server"]
+    server = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(server.communicate)
+    return server
 
 
 def launch(writer: str, folder: Path, *arguments: object, ranks: int = 2, package: str = "tests.trainers") -> Path:
@@ -24,23 +41,27 @@ def launch(writer: str, folder: Path, *arguments: object, ranks: int = 2, packag
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # No GPU, where there is one, and no network: the files are what matters.
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
-              "NODE_RANK": 0, "GROUP_RANK": 0, "OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    command = [sys.executable, "-m", f"{package}.{writer}", *map(str, (folder, *arguments))]
-    with tempfile.TemporaryFile("w+") as told:
-        running = []
-        for rank in range(ranks):
-            own = {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            running.append(
-                subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **own}, stdout=told, stderr=told)
-            )
-        try:
-            codes = [process.wait(timeout=300) for process in running]
-        finally:
-            for process in running:
-                process.kill()
-        told.seek(0)
+              "NODE_RANK": 0, "GROUP_RANK": 0}  # fmt: skip
+    environments = [
+        {**os.environ, **{name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}}
+        for rank in range(ranks)
+    ]
+    with tempfile.NamedTemporaryFile("r") as told:
+        request = {
+            "module": f"{package}.{writer}",
+            "arguments": list(map(str, (folder, *arguments))),
+            "environments": environments,
+            "imported": [name for part, names in _IMPORTED.items() if part in writer for name in names],
+            "told": told.name,
+            "seconds": 300,
+        }
+        server = _server()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        codes = json.loads(server.stdout.readline())
         assert not any(codes), told.read()
     return folder
 
@@ -80,6 +101,7 @@ def gather(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return whole
 
 
+@cache
 def let_torchvision_load() -> None:
     """Declare two of torchvision's operators where its wheel is for CUDA and torch is not: no test runs them.
 
