@@ -53,6 +53,8 @@ class DirectStream(OutputStream):
             if direct := getattr(os, "O_DIRECT", 0):
                 with suppress(OSError):
                     self._direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | direct)
+                # What is read back must bring nothing around it into the page cache: others write there past it.
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
             super().close()
             raise
@@ -63,6 +65,7 @@ class DirectStream(OutputStream):
 
     def read(self, offset: int, size: int) -> bytes:
         """Return at most `size` bytes from byte `offset`, of what is summed up or synced."""
+        size = min(size, self._segments.rest(offset))  # the next segment may not be on the disk yet
         data = self._segments.read(self, offset, size)
         return super().read(offset, size) if data is None else data
 
@@ -127,9 +130,7 @@ class DirectStream(OutputStream):
             try:
                 done += os.pwrite(self._direct, segment.memory[done:most], segment.begin + done)
             except OSError as error:
-                if (
-                    error.errno in _NOT_DIRECT
-                ):  # which some file systems say only now, or of what is left of a short write
+                if error.errno in _NOT_DIRECT:  # some file systems say so only now, or of what is left
                     return done
                 raise
         return done

@@ -92,8 +92,7 @@ class Segments:
             OutputError: where the file cannot be written, or was given up.
         """
         while len(data):
-            at = offset % SEGMENT_BYTES
-            count = min(len(data), SEGMENT_BYTES - at)
+            at, count = offset % SEGMENT_BYTES, min(len(data), self.rest(offset))
             segment = self._hold(stream, offset - at)
             segment.memory[at : at + count] = data[:count]
             with self._turn:
@@ -116,6 +115,10 @@ class Segments:
         with self._turn:
             segment = self._whole.get((stream, offset - at))
             return None if segment is None else bytes(segment.memory[at : at + size])
+
+    def rest(self, offset: int) -> int:
+        """Return how many bytes a segment has from byte `offset` of the file on."""
+        return SEGMENT_BYTES - offset % SEGMENT_BYTES
 
     def drain(self, stream: Segmented) -> None:
         """Wait until all that a file was given is written.

@@ -223,6 +223,31 @@ def test_what_is_not_written_yet_is_summed_up_from_memory(tmp_path: Path, monkey
         assert stream.sha256() == SHA256
 
 
+def test_of_neighbours_one_is_read_from_the_disk_and_one_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both wait for their turn in the sum; the first had to make room, and the second is not written yet."""
+    stands = threading.Event()
+
+    def change(real: Pwrite, descriptor: int, data: memoryview, position: int) -> int:
+        if position == 4 * SEGMENT:
+            stands.wait()
+        return real(descriptor, data, position)
+
+    meddle(monkeypatch, change)
+    with opened(tmp_path / "x", count=4) as stream:
+        write(stream, 3 * SEGMENT, 5 * SEGMENT)
+        for number in (7, 8):
+            write(stream, number * SEGMENT, number * SEGMENT + 1)
+        write(stream, 0, 3 * SEGMENT)
+        assert stream.summed_up == 5 * SEGMENT
+        stands.set()
+        write(stream, 5 * SEGMENT, 7 * SEGMENT)
+        for number in (7, 8):
+            write(stream, number * SEGMENT + 1, (number + 1) * SEGMENT)
+        write(stream, 9 * SEGMENT, len(DATA))
+        stream.sync()
+        assert stream.sha256() == SHA256
+
+
 def test_a_thread_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch):
     """With what to do."""
 
