@@ -1,14 +1,15 @@
 """Have the blocks come from a store in long requests: for each checkpoint one after another, over many blocks.
 
 What costs a store, and whoever pays for it, is the request. One for each block would be small, or blocks large; so a
-request goes on over all blocks of a stretch, and the next one follows. The thread that folds takes what comes of all
-checkpoints in turns, and adds it where it lies. What is not taken yet waits in the connections.
+request goes on over all blocks of a stretch, and the next one follows. One thread takes what comes of all checkpoints
+in turns, for the next block, while another adds the last one where it lies. What is not taken yet waits in the
+connections.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from ema_cli.checkpoint import Checkpoint
@@ -39,17 +40,21 @@ class Ahead:
         self._next_stretch = next_stretch
         self._feeds = [_Feed(reader, self._ask_for_more) for _ in reader.checkpoints]
         self._tasks: deque[tuple[BlockTask, bytes]] = deque()  # with a 1 for each checkpoint of which it comes
-        self._comes = b""  # of the block that is folded
+        self._come: dict[int, list[memoryview]] = {}  # of the block that is folded, by checkpoint
         self._has_ended = False
 
     def tasks(self) -> Iterator[BlockTask]:
-        """Yield the blocks, in their order."""
-        while True:
-            if not self._tasks:
-                self._ask_for_more()
-            if not self._tasks:
-                return
-            task, self._comes = self._tasks.popleft()
+        """Yield the blocks, in their order. While one is folded, the next one is taken from the connections.
+
+        Raises:
+            CheckpointError: where they cannot be read.
+            Stopped: where the fold has ended.
+        """
+        coming = self._begin_next()
+        while coming is not None:
+            task, come = coming
+            self._come = come()
+            coming = self._begin_next()
             yield task
 
     def offset(self, task: BlockTask, number: int) -> int:
@@ -58,28 +63,33 @@ class Ahead:
 
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
         """Fill each row with the block of a checkpoint."""
-        sizes = {number: len(row) for number, row in zip(numbers, rows, strict=True) if self._comes[number]}
-        self._reader.read(task, numbers, rows, self._take(task, sizes))
+        self._reader.read(task, numbers, rows, self._come)
 
     def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
         """Add the blocks of these checkpoints where they lie; return False where they have to be summed up, too."""
-        if self._reader.sums_up or not all(self._comes[number] for number in numbers):
+        if self._reader.sums_up or not all(number in self._come for number in numbers):
             return False
-        pieces = self._take(task, {number: task.block.dtypes[number].nbytes(task.block.count) for number in numbers})
-        sums.add_pieces(numbers, [pieces[number] for number in numbers])
+        sums.add_pieces(numbers, [self._come.pop(number) for number in numbers])
         return True
 
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
         """Fill the row with a block that has been read before."""
         self._reader.read_again(task, number, row)
 
-    def _take(self, task: BlockTask, sizes: Mapping[int, int]) -> dict[int, list[memoryview]]:
-        """Return the next bytes of checkpoints, so many of each, in pieces.
+    def _begin_next(self) -> tuple[BlockTask, Callable[[], dict[int, list[memoryview]]]] | None:
+        """Begin to take the next block, and return it and what waits for what comes of it; None where there is none."""
+        if not self._tasks:
+            self._ask_for_more()
+        if not self._tasks:
+            return None
+        task, comes = self._tasks.popleft()
+        return task, self._reader.begin(partial(self._take, task, comes))
 
-        Raises:
-            CheckpointError: where they cannot be read.
-            Stopped: where the fold has ended.
-        """
+    def _take(self, task: BlockTask, comes: bytes) -> dict[int, list[memoryview]]:
+        """Return a block in pieces, of each checkpoint of which it comes; one block after the other is taken."""
+        sizes = {
+            number: task.block.dtypes[number].nbytes(task.block.count) for number, is_so in enumerate(comes) if is_so
+        }
         if not sizes:
             return {}
         with self._reader.counted([*sizes.values()]), self._reader.naming(task, [*sizes]):

@@ -64,7 +64,7 @@ class BufferSizes:
 
     def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
         """Return the memory of one thread, and of what comes ahead for it."""
-        received = self.ahead * (self.stored_bytes + _HELD_BYTES)
+        received = self.ahead * (2 * self.stored_bytes + _HELD_BYTES)  # one block is folded, one comes
         return (kernel or chosen_kernel().kernel).worker_bytes(self.workspace(averages, newest)) + received
 
 
