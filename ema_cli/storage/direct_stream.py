@@ -45,7 +45,7 @@ class DirectStream(OutputStream):
         super().__init__(path, summed=summed)
         self.size = size
         self._segments = segments
-        self._error: OSError | OutputError | None = None
+        self._error: Exception | None = None
         self._is_given_up = False
         self._direct = -1
         try:
@@ -54,7 +54,8 @@ class DirectStream(OutputStream):
                 with suppress(OSError):
                     self._direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | direct)
                 # What is read back must bring nothing around it into the page cache: others write there past it.
-                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+                with suppress(OSError):
+                    os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
             super().close()
             raise
@@ -84,10 +85,12 @@ class DirectStream(OutputStream):
         """Close the descriptors; what is not synced may be lost."""
         self._segments.forget(self)
         direct, self._direct = self._direct, -1  # as in `super`
-        if direct >= 0:
-            with output_errors(self.path):
-                os.close(direct)
-        super().close()
+        try:
+            if direct >= 0:
+                with output_errors(self.path):
+                    os.close(direct)
+        finally:
+            super().close()
 
     def check(self) -> None:
         """Raise what a write has failed of, or that the file was given up."""
@@ -120,7 +123,7 @@ class DirectStream(OutputStream):
             for begin, end in segment.ranges:
                 self._put(segment.begin + begin, segment.memory[begin:end])
                 self.note(segment.begin + begin, segment.begin + end)
-        except (OSError, OutputError) as error:
+        except Exception as error:  # noqa: BLE001 - else who waits for this thread would do so for ever
             self._error = error
 
     def _put_directly(self, segment: Segment) -> int:

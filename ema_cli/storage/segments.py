@@ -107,6 +107,8 @@ class Segments:
                 segment.users -= 1
                 if is_whole:
                     self._release_done(stream)
+                if not segment.users and not self._free:
+                    self._turn.notify_all()  # who waits for memory may have it written, or take it, now
             offset, data = offset + count, data[count:]
 
     def read(self, stream: Segmented, offset: int, size: int) -> bytes | None:
@@ -151,12 +153,13 @@ class Segments:
             self._turn.notify_all()
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and give the memory back, though closed files may be kept."""
         with self._turn:
             self._is_closed = True
             self._turn.notify_all()
         for writer in self._writers:
             writer.join()
+        self._free.clear()
 
     def _hold(self, stream: Segmented, begin: int) -> Segment:
         """Return the segment of a file that begins at a byte, to copy into it; wait for memory where it is new."""

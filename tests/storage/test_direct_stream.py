@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,6 +71,11 @@ def meddle(monkeypatch: pytest.MonkeyPatch, change: Callable[[Pwrite, int, memor
     monkeypatch.setattr(direct_stream.os, "pwrite", lambda *args: change(real, *args))
 
 
+def refuse(*_arguments: object) -> None:
+    """Do as a file system does that knows no such call."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
 @pytest.mark.parametrize("summed", [True, False])
 @pytest.mark.parametrize("order", ["in order", "backwards", "mixed"])
 @pytest.mark.parametrize("count", [1, 2, 30])
@@ -125,13 +131,15 @@ def test_whole_segments_are_written_past_the_page_cache(tmp_path: Path, monkeypa
     assert others == [(9 * SEGMENT + PAGE, 77)]
 
 
-@pytest.mark.parametrize("where", ["open", "write", "short"])
+@pytest.mark.parametrize("where", ["open", "advice", "write", "short"])
 def test_where_the_file_system_does_not_know_it_the_file_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ):
     """Whether it says so at once or of the first write, or writes less than it was given."""
     if where == "open":
         monkeypatch.delattr(direct_stream.os, "O_DIRECT")
+    if where == "advice":
+        monkeypatch.setattr(direct_stream.os, "posix_fadvise", refuse)
 
     def change(real: Pwrite, descriptor: int, data: memoryview, position: int) -> int:
         if where == "write" and descriptor == stream._direct:
@@ -171,6 +179,53 @@ def test_what_the_disk_refuses_is_told_and_nobody_waits_for_it(
         write_all()
     assert caught.value.subject == tmp_path / "x"
     assert os.strerror(code) in caught.value.fact
+
+
+def test_what_is_no_error_of_the_disk_is_raised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else all would wait for a thread that has ended."""
+
+    def change(*_arguments: object) -> int:
+        raise MemoryError
+
+    meddle(monkeypatch, change)
+    with opened(tmp_path / "x", count=2) as stream:
+        stream.write(0, DATA[:SEGMENT])
+        with pytest.raises(MemoryError):
+            stream.sync()
+
+
+def test_who_waits_for_memory_goes_on_when_the_last_one_to_bring_some_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The only segment is on the disk, and comes too early for the sum; the thread that notes it is the last one."""
+    waits = threading.Event()
+    with opened(tmp_path / "x", count=1) as stream:
+        segments, sum_up, make_room = stream._segments, stream.sum_up, stream._segments._make_room
+
+        def sum_up_late(offset: int, data: memoryview) -> None:
+            if offset:
+                assert waits.wait(10)
+            sum_up(offset, data)
+
+        def make_room_or_wait() -> bool:
+            is_made = make_room()
+            if not is_made and not segments._queue and not segments._writing:
+                waits.set()  # it still holds the lock: the other one goes on when this one waits
+            return is_made
+
+        monkeypatch.setattr(stream, "sum_up", sum_up_late)
+        monkeypatch.setattr(segments, "_make_room", make_room_or_wait)
+        with ThreadPoolExecutor(2) as pool:
+            early = pool.submit(write, stream, SEGMENT, 2 * SEGMENT)
+            while not segments._whole:
+                pass
+            late = pool.submit(write, stream, 0, SEGMENT)
+            try:
+                for each in (early, late):
+                    each.result(timeout=10)
+                assert stream.summed_up == 2 * SEGMENT
+            finally:
+                stream.give_up()
 
 
 def test_who_waits_for_the_disk_is_let_go_when_the_file_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -246,6 +301,39 @@ def test_of_neighbours_one_is_read_from_the_disk_and_one_from_memory(tmp_path: P
         write(stream, 9 * SEGMENT, len(DATA))
         stream.sync()
         assert stream.sha256() == SHA256
+
+
+def test_closed_segments_hold_no_memory(tmp_path: Path):
+    """Though files that are closed are kept: of several passes each has its own memory."""
+    segments = Segments(2)
+    stream = DirectStream(tmp_path / "x", len(DATA), segments)
+    memory = weakref.ref(segments._free[0].obj)
+    stream.write(0, DATA)
+    stream.sync()
+    stream.close()
+    segments.close()
+    assert memory() is None
+    assert stream.path.read_bytes() == DATA
+
+
+def test_a_descriptor_that_cannot_be_closed_leaves_no_other_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some file systems say only now that the disk is full."""
+    with opened(tmp_path / "x") as stream:
+        if stream._direct < 0:
+            pytest.skip("the file system here does not know it")
+        close, direct = os.close, stream._direct
+
+        def close_badly(descriptor: int) -> None:
+            close(descriptor)
+            if descriptor == direct:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as bad:
+            bad.setattr(direct_stream.os, "close", close_badly)
+            with pytest.raises(OutputError, match="Input/output error"):
+                stream.close()
+        assert stream._descriptor < 0
+        monkeypatch.setattr(stream, "close", lambda: None)
 
 
 def test_a_thread_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch):
