@@ -131,10 +131,11 @@ def fold_here(
     """
     job, sizes = part.job, part.sizes
     with ExitStack() as stack:
-        allow_descriptors(sum(len(output.files) for output in job.outputs))
         segments = Segments(part.segments) if part.segments and synced else None
         if segments is not None:
             stack.callback(segments.close)
+        files = [file for output in job.outputs for file in output.files]
+        allow_descriptors(len(files) if segments is None else 2 * len(files))  # a large one is open twice
         sinks = []
         summed = record is not None
         for output, folder in zip(job.outputs, folders, strict=True):
@@ -143,7 +144,6 @@ def fold_here(
         checksums = record.checksums if record is not None else None
         folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)
         streams = [stream for sink in sinks for stream in sink.streams]
-        files = [file for output in job.outputs for file in output.files]
         sums = iter(finish_files(list(zip(files, streams, strict=True)), sizes.threads))
         written = [{file.name: WrittenFile(file.size, next(sums)) for file in output.files} for output in job.outputs]
     return folded, written

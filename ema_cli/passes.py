@@ -138,8 +138,11 @@ def _divided(job: Job, budget: int, threads: int | None) -> Pass:
 
 
 def _most_segments(job: Job) -> int:
-    """Return how many segments of large files are of use; 0 where none are written to a disk."""
-    if isinstance(job.target.path, StorePath):
+    """Return how many segments of large files are of use; 0 where none are written to a disk.
+
+    A file that is written past the page cache is open twice.
+    """
+    if isinstance(job.target.path, StorePath) or 2 * _open_files(job, len(job.plans)) > most_open_files():
         return 0
     large = sum(any(is_direct(file.size) for file in output.files) for output in job.outputs)
     return min(large * _SEGMENTS_OF_ONE, _MOST_SEGMENTS)

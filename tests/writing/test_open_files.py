@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ema_cli import making, passes
 from ema_cli.law.recipe import Recipe
 from ema_cli.passes import plan_passes
 from ema_cli.planning.series import make_series
@@ -64,6 +65,24 @@ def test_large_files_have_the_same_bytes(
     assert cli("average", "run", *FORMS[name], "-o", name, "--force", "--threads", 3).code == 0
     assert direct
     assert contents(tmp_path) == expected
+
+
+def test_more_descriptors_are_allowed_for_files_that_are_open_twice(
+    cli: Cli, tmp_path: Path, direct: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    """As many large shards have two each; where the hard limit is lower, they are written as any file."""
+    write_hf_run(tmp_path / "run", [10, 20, 30])
+    allowed: list[int] = []
+    monkeypatch.setattr(making, "allow_descriptors", allowed.append)
+    shards = ("average", "run", "--half-life", "20ba", "--max-shard-size", "1B", "-o")
+    assert cli(*shards, "direct").code == 0
+    count = len(direct)
+    assert allowed == [2 * count]
+    assert count > 1
+    monkeypatch.setattr(passes, "most_open_files", lambda: 2 * count - 1)
+    assert cli(*shards, "plain").code == 0
+    assert allowed == [2 * count, count]
+    assert len(direct) == count
 
 
 @pytest.mark.parametrize("options", [["-o", "out.pt"], ["-o", "again.pt", "--like-input"]])
