@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from tests.hostile.make import ESCAPES, build, call, mapping, name, number, numbers, pack, storage, tensor, text
 
@@ -180,3 +182,21 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "300 MB": (lambda: b"\x8e" + struct.pack("<Q", 300_000_000) + bytes(300_000_000), "too large"),
 }  # fmt: skip
+
+
+class Written(Protocol):
+    """A checkpoint of several files that can be written anew."""
+
+    def write(self, path: Path) -> None:
+        """Write its files into a folder."""
+
+
+def fifo(made: Written, file: str) -> Callable[[Path, Path], None]:
+    """Return a builder that puts a FIFO in place of a file."""
+
+    def write(path: Path, _canary: Path) -> None:
+        made.write(path)
+        (path / file).unlink()
+        os.mkfifo(path / file)
+
+    return write

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ from tests.hostile.make import (
     whole,
 )
 from tests.hostile.make_dcp import METADATA, SHARD, Folder, Offsets, described, index, placed
-from tests.hostile.programs import BOMBS, CREATE, ENDLESS, IDLE, PROGRAMS, UNREADABLE, endless
+from tests.hostile.programs import BOMBS, CREATE, ENDLESS, IDLE, PROGRAMS, UNREADABLE, endless, fifo
 
 KIND = Kind("step-{}", lambda path, step: Folder(step).write(path))
 
@@ -185,17 +184,6 @@ def missing_shard(path: Path, _canary: Path) -> None:
     (path / "__1_0.distcp").write_bytes(b"")
 
 
-def fifo(file: str) -> Callable[[Path, Path], None]:
-    """Return a builder that puts a FIFO in place of a file."""
-
-    def write(path: Path, _canary: Path) -> None:
-        Folder().write(path)
-        (path / file).unlink()
-        os.mkfifo(path / file)
-
-    return write
-
-
 OUT = "which is not a file name"
 WRONG = "is stored as something else than its folder's .metadata says"
 AT = index("w", (0, 0))
@@ -289,8 +277,8 @@ CASES = [
     raw("text", lambda _: b"version https://git-lfs.github.com/spec/v1\n", ""),
     raw("a list", lambda _: pickle.dumps([1]), f"a list {NO_METADATA}"),
     Case(missing_shard, "missing", passed=True),
-    Case(fifo(".metadata"), "not a regular file", file=".metadata", label="a FIFO for .metadata"),
-    Case(fifo(SHARD), "not a regular file", file=SHARD, label="a FIFO for a shard"),
+    Case(fifo(Folder(), ".metadata"), "not a regular file", file=".metadata", label="a FIFO for .metadata"),
+    Case(fifo(Folder(), SHARD), "not a regular file", file=SHARD, label="a FIFO for a shard"),
 ]  # fmt: skip
 
 

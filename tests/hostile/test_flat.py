@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.hostile.conftest import Case, FolderCases, Harness, Kind, parameters
 from tests.hostile.make import ESCAPES, SHOWN, call, mapping, number, numbers, pack, storage, tensor, text
 from tests.hostile.make_flat import FIRST, OTHER, PLACES, STATE, Folder, info, listed, size
-from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, endless
+from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, endless, fifo
 
 KIND = Kind("step{}", lambda path, step: Folder(step).write(path))
 CHANGED = FolderCases(Folder, FIRST)
@@ -72,17 +70,6 @@ def other_row(made: Folder) -> None:
     made.first.modules = listed(*(mapping({"name": text(""), "handles": listed(each)}) for each in handles))
 
 
-def fifo(file: str) -> Callable[[Path, Path], None]:
-    """Return a builder that puts a FIFO in place of a file."""
-
-    def write(path: Path, _canary: Path) -> None:
-        Folder().write(path)
-        (path / file).unlink()
-        os.mkfifo(path / file)
-
-    return write
-
-
 PROGRAM = call(CREATE, IDLE)
 NO_TABLE, NO_PLACE = "of which parameters", "which elements of its parameters"
 SPOTS = {"the first rank": beside, "a handle": in_handle, "the trainer's state": in_state}
@@ -140,8 +127,8 @@ CASES = [
     folder("no ranks", lambda made: made.first.state.update(world_size=number(0)), code=0, file=None),
     folder("another step in one rank", lambda made: made.ranks[1].state.update(global_step=number(4)),
         "was saved at 4ba", file="train/rank1.pt"),
-    Case(fifo(FIRST), "", file=None, label="a FIFO for the first rank"),
-    Case(fifo(STATE), "not a regular file", file=STATE, label="a FIFO for the trainer's state"),
+    Case(fifo(Folder(), FIRST), "", file=None, label="a FIFO for the first rank"),
+    Case(fifo(Folder(), STATE), "not a regular file", file=STATE, label="a FIFO for the trainer's state"),
 ]  # fmt: skip
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.hostile.conftest import Case, FolderCases, Harness, Kind, parameters
 from tests.hostile.make import ESCAPES, SHOWN, build, call, name, number, numbers, pack, storage, tensor, text
 from tests.hostile.make_ranks import DTENSOR, FIRST, OTHER, SHAPES, Folder, mesh, placed, sharded, share, wrapped
-from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, endless
+from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, endless, fifo
 
 KIND = Kind("step-{}", lambda path, step: Folder(step).write(path))
 CHANGED = FolderCases(Folder, FIRST)
@@ -64,17 +62,6 @@ def many_blocks(made: Folder) -> None:
     one = share(numbers(1 << 40), tensor(storage("w", 3), shape=(3,)), made.ranks[0].around,
                 placed(0, kind=kind, split_factor=number(4096)))  # fmt: skip
     made.ranks[0].values = {"w": one + b"q\x01", **{f"t{each}": b"h\x01" for each in range(100_000)}}
-
-
-def fifo(file: str) -> Callable[[Path, Path], None]:
-    """Return a builder that puts a FIFO in place of a file."""
-
-    def write(path: Path, _canary: Path) -> None:
-        Folder().write(path)
-        (path / file).unlink()
-        os.mkfifo(path / file)
-
-    return write
 
 
 PROGRAM = call(CREATE, IDLE)
@@ -147,8 +134,8 @@ CASES = [
         inspects=0),
     folder("a name of surrogates", value("\ud800", tensor(storage("w", 3), shape=(3,))), r"\ud800"),
     folder("a name of a megabyte", value("n" * 1_000_000, tensor(storage("w", 3), shape=(3,))), "characters"),
-    Case(fifo(FIRST), "", file=None, label="a FIFO for the first rank"),
-    Case(fifo(OTHER), "not a regular file", file=OTHER, label="a FIFO for the other rank"),
+    Case(fifo(Folder(), FIRST), "", file=None, label="a FIFO for the first rank"),
+    Case(fifo(Folder(), OTHER), "not a regular file", file=OTHER, label="a FIFO for the other rank"),
 ]  # fmt: skip
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +10,7 @@ from tests.hostile.conftest import Case, FolderCases, Harness, Kind, parameters
 from tests.hostile.make import ESCAPES, SHOWN, call, mapping, number, numbers, storage, tensor, text
 from tests.hostile.make_universal import FIRST, OTHER, WEIGHT, Folder, block, by_number, listed, of_rank
 from tests.hostile.make_zero import size, table
-from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, endless
+from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, endless, fifo
 
 KIND = Kind("global_step{}", lambda path, step: Folder(step).write(path))
 CHANGED = FolderCases(Folder, WEIGHT)
@@ -60,17 +57,6 @@ def many_pieces(made: Folder) -> None:
     pieces = b"](" + block(0) + b"q\x01" + b"h\x01" * 99_999 + b"e"
     ranks = b"}(" + number(0) + of_rank(0, pieces=pieces) + b"q\x02"
     made.map["ranks"] = ranks + b"".join(number(each) + b"h\x02" for each in range(1, 100_000)) + b"u"
-
-
-def fifo(file: str) -> Callable[[Path, Path], None]:
-    """Return a builder that puts a FIFO in place of a file."""
-
-    def write(path: Path, _canary: Path) -> None:
-        Folder().write(path)
-        (path / file).unlink()
-        os.mkfifo(path / file)
-
-    return write
 
 
 PROGRAM = call(CREATE, IDLE)
@@ -132,8 +118,8 @@ CASES = [
     folder("tied without end", lambda made: made.more.update(shared_params=endless("2^60 paths")), "no such table",
         file=FIRST),
     folder("text for a model", lambda made: made.more.update(module=text("x")), "holds no tensor", file=FIRST),
-    Case(fifo(OTHER), "not a regular file", file=OTHER, label="a FIFO for model states"),
-    Case(fifo(WEIGHT), "not a regular file", file=WEIGHT, label="a FIFO for a parameter"),
+    Case(fifo(Folder(), OTHER), "not a regular file", file=OTHER, label="a FIFO for model states"),
+    Case(fifo(Folder(), WEIGHT), "not a regular file", file=WEIGHT, label="a FIFO for a parameter"),
 ]  # fmt: skip
 
 

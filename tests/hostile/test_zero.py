@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.hostile.conftest import Case, FolderCases, Harness, Kind, parameters
 from tests.hostile.make import ESCAPES, SHOWN, call, mapping, number, storage, tensor, text
 from tests.hostile.make_zero import FIRST, FLAT, OTHER, OTHER_FLAT, Folder, named, size, table
-from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, UNREADABLE, endless
+from tests.hostile.programs import CREATE, ENDLESS, IDLE, PROGRAMS, UNREADABLE, endless, fifo
 
 KIND = Kind("global_step{}", lambda path, step: Folder(step).write(path))
 CHANGED = FolderCases(Folder, FIRST)
@@ -63,17 +61,6 @@ def too_many(made: Folder) -> None:
     """Name more parameters than any model has, all of nothing."""
     nothing = size(0)
     made.both("param_shapes", table({f"t{each}": nothing for each in range(600_000)}))
-
-
-def fifo(file: str) -> Callable[[Path, Path], None]:
-    """Return a builder that puts a FIFO in place of a file."""
-
-    def write(path: Path, _canary: Path) -> None:
-        Folder().write(path)
-        (path / file).unlink()
-        os.mkfifo(path / file)
-
-    return write
 
 
 PROGRAM = call(CREATE, IDLE)
@@ -138,8 +125,8 @@ CASES = [
     folder("alignment without end", lambda made: made.states.update(param_alignment_paddings=endless("2^60 paths")),
         code=0, file=None),
     folder("a part that lies", lambda made: made.stored.__setitem__(1, bytes(16)), "bytes", file=OTHER_FLAT),
-    Case(fifo(FIRST), "not a regular file", file=FIRST, label="a FIFO for model states"),
-    Case(fifo(FLAT), "not a regular file", file=FLAT, label="a FIFO for optimizer states"),
+    Case(fifo(Folder(), FIRST), "not a regular file", file=FIRST, label="a FIFO for model states"),
+    Case(fifo(Folder(), FLAT), "not a regular file", file=FLAT, label="a FIFO for optimizer states"),
 ]  # fmt: skip
 
 
