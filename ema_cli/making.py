@@ -31,6 +31,7 @@ from ema_cli.writing.files import (
     read_all_back,
     write_small_files,
 )
+from ema_cli.writing.open_files import Storing
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target
@@ -136,10 +137,10 @@ def fold_here(
             stack.callback(segments.close)
         files = [file for output in job.outputs for file in output.files]
         allow_descriptors(len(files) if segments is None else 2 * len(files))  # a large one is open twice
+        storing = Storing(record is not None, synced, sender, segments)
         sinks = []
-        summed = record is not None
         for output, folder in zip(job.outputs, folders, strict=True):
-            sinks.append(make_sink(output, folder, summed=summed, synced=synced, sender=sender, segments=segments))
+            sinks.append(make_sink(output, folder, storing))
             stack.callback(sinks[-1].close)
         checksums = record.checksums if record is not None else None
         folded = job.fold(sinks, sizes=sizes, checksums=checksums, progress=progress)

@@ -26,6 +26,7 @@ from ema_cli.storage.output_stream import OutputStream, output_errors
 from ema_cli.storage.staging import Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
+from ema_cli.writing.open_files import Storing
 from ema_cli.writing.outputs import Output
 
 if TYPE_CHECKING:  # which few averages need
@@ -162,7 +163,7 @@ def _make_whole(
     with ExitStack() as stack:
         sinks: list[FileSink | PieceSink] = []
         for number, output in enumerate(outputs):
-            sinks.append(make_sink(output, folder / str(number), summed=work.summed))
+            sinks.append(make_sink(output, folder / str(number), Storing(work.summed)))
             stack.callback(sinks[-1].close)
         folded, blocks = fold_task(work, outputs, sinks, None, check, progress)
         streams = [stream for sink in sinks for stream in sink.streams]

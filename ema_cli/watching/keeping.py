@@ -38,6 +38,7 @@ from ema_cli.watching.past import clocks_text
 from ema_cli.watching.rest import RestSink, rest_specs, wide_spec, with_rest
 from ema_cli.watching.whole import bytes_of, keep
 from ema_cli.writing.files import FileSink, finish_files, read_back
+from ema_cli.writing.open_files import Storing
 from ema_cli.writing.outputs import Output
 from ema_cli.writing.side_files import SideFiles
 from ema_cli.writing.target import Target
@@ -166,7 +167,7 @@ def _write_averages(
             for number, share in enumerate(shares)
         ]
     with ExitStack() as stack:
-        files = [FileSink(output, output.target.path.parent, summed=False) for output in (*outputs, *rests)]
+        files = [FileSink(output, output.target.path.parent, Storing(summed=False)) for output in (*outputs, *rests)]
         for file in files:
             stack.callback(file.close)
         sinks: Sequence[Sink] = files

@@ -25,11 +25,10 @@ from ema_cli.storage.around import Copy, pieces
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
-from ema_cli.storage.segments import Segments
 from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.memory import give_back
-from ema_cli.writing.open_files import OpenFiles, finishing
+from ema_cli.writing.open_files import OpenFiles, Storing, finishing
 from ema_cli.writing.outputs import Output, is_large
 from ema_cli.writing.target import Target
 
@@ -96,30 +95,18 @@ class _TensorFile:
 class FileSink(OpenFiles):
     """Writes the tensors of one average into its files, in any order; a `Sink`."""
 
-    def __init__(
-        self,
-        output: Output,
-        folder: Path,
-        *,
-        summed: bool,
-        synced: bool = True,
-        sender: Sender | None = None,
-        segments: Segments | None = None,
-    ) -> None:
+    def __init__(self, output: Output, folder: Path, storing: Storing) -> None:
         """Make the files in `folder`, and write their headers.
 
         Args:
             output: the average.
             folder: where its files are made.
-            summed: whether to keep their sha256 up to date while they are written.
-            synced: whether the disk has to have them in the end.
-            sender: makes what sends them to a store instead; None where they are made in the folder.
-            segments: the memory of large ones, which are written past the page cache; None where none are.
+            storing: how they get there.
 
         Raises:
             OutputError: where a file cannot be written.
         """
-        super().__init__(folder, summed=summed, synced=synced, sender=sender, segments=segments)
+        super().__init__(folder, storing)
         self._files: list[_TensorFile] = []  # no table of all names: of many averages each has a sink
         self._last = 0  # the number of the file that had the last tensor
         try:
@@ -132,7 +119,7 @@ class FileSink(OpenFiles):
     @classmethod
     def into(cls, output: Output, stream: OutputStream) -> FileSink:
         """Return a sink that writes into a file that is open already, the only one of `output`; its header is not."""
-        sink = cls(replace(output, files=[]), stream.path.parent, summed=False)
+        sink = cls(replace(output, files=[]), stream.path.parent, Storing(summed=False))
         sink._take(output, output.files[0], stream)
         sink.streams.append(stream)
         return sink
@@ -161,26 +148,18 @@ class FileSink(OpenFiles):
         return self._files[last]
 
 
-def make_sink(
-    output: Output,
-    folder: Path,
-    *,
-    summed: bool,
-    synced: bool = True,
-    sender: Sender | None = None,
-    segments: Segments | None = None,
-) -> FileSink | PieceSink:
-    """Return the sink that writes an average into its files, which it makes in `folder`, or through `sender`.
+def make_sink(output: Output, folder: Path, storing: Storing) -> FileSink | PieceSink:
+    """Return the sink that writes an average into its files, which it makes in `folder`, or sends.
 
     Raises:
         OutputError: where a file cannot be written.
     """
     if output.likeness is None:
-        return FileSink(output, folder, summed=summed, synced=synced, sender=sender, segments=segments)
+        return FileSink(output, folder, storing)
     from ema_cli.writing.piece_sink import PieceSink  # which most averages do not need
 
     files, places = output.likeness.files, output.likeness.pieces
-    return PieceSink(files, places, folder, summed=summed, synced=synced, sender=sender)
+    return PieceSink(files, places, folder, storing)
 
 
 def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]], threads: int) -> list[str]:

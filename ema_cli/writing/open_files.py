@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ema_cli.dataclass import dataclass
 from ema_cli.formats.output_file import FramedFile, OutputFile
 from ema_cli.storage.direct_stream import DirectStream, is_direct
 from ema_cli.storage.location import location
@@ -21,30 +22,34 @@ if TYPE_CHECKING:
     from ema_cli.storage.store_stream import StoreStream
 
 
+@dataclass(frozen=True, slots=True)
+class Storing:
+    """How the files of an average get to where they are made.
+
+    summed: whether to keep the sha256 of each up to date while it is written.
+    synced: whether the disk has to have them in the end.
+    sender: makes what sends them to a store instead; None where they are made in a folder.
+    segments: the memory of large ones, which are written past the page cache; None where none are.
+    """
+
+    summed: bool
+    synced: bool = True
+    sender: Sender | None = None
+    segments: Segments | None = None
+
+
 class OpenFiles:
     """New files in a folder, in the order in which they were made."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        summed: bool,
-        synced: bool = True,
-        sender: Sender | None = None,
-        segments: Segments | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, storing: Storing) -> None:
         """Take what all files have in common.
 
         Args:
             folder: where they are made.
-            summed: whether to keep the sha256 of each up to date while it is written.
-            synced: whether the disk has to have them in the end.
-            sender: makes what sends them to a store instead; None where they are made in the folder.
-            segments: the memory of large ones, which are written past the page cache; None where none are.
+            storing: how they get there.
         """
         self.folder = folder
-        self.summed, self.synced = summed, synced
-        self._sender, self._segments = sender, segments
+        self.storing = storing
         self.streams: list[OutputStream | StoreStream] = []
 
     def begin(self, file: OutputFile) -> OutputStream | StoreStream:
@@ -53,9 +58,9 @@ class OpenFiles:
         Raises:
             OutputError: where it cannot be written.
         """
-        around = file if isinstance(file, FramedFile) else None
-        if self._sender is not None:
-            sent = self._sender(self.folder / file.name, file.size, file.header, around, summed=self.summed)
+        around, sender = file if isinstance(file, FramedFile) else None, self.storing.sender
+        if sender is not None:
+            sent = sender(self.folder / file.name, file.size, file.header, around, summed=self.storing.summed)
             self.streams.append(sent)
             return sent
         # What stands around tensors follows from them: the file is read again for it.
@@ -69,12 +74,12 @@ class OpenFiles:
         Raises:
             OutputError: where it cannot be made.
         """
-        path = self.folder / name
+        path, how = self.folder / name, self.storing
         location(path.parent).make_folder()
-        if self._segments is not None and self.synced and is_direct(size):
-            stream: OutputStream = DirectStream(path, size, self._segments, summed=self.summed)
+        if how.segments is not None and how.synced and is_direct(size):
+            stream: OutputStream = DirectStream(path, size, how.segments, summed=how.summed)
         else:
-            stream = OutputStream(path, summed=self.summed, synced=self.synced)
+            stream = OutputStream(path, summed=how.summed, synced=how.synced)
         self.streams.append(stream)
         return stream
 

@@ -10,8 +10,7 @@ from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.copies.copied_file import CopiedFile, Frame
 from ema_cli.formats.copies.stored import StoredPiece
 from ema_cli.storage.output_stream import OutputStream
-from ema_cli.storage.staging import Sender
-from ema_cli.writing.open_files import OpenFiles
+from ema_cli.writing.open_files import OpenFiles, Storing
 
 if TYPE_CHECKING:
     from ema_cli.storage.store_stream import StoreStream
@@ -31,10 +30,7 @@ class PieceSink(OpenFiles):
         files: Sequence[CopiedFile],
         pieces: Mapping[str, Sequence[StoredPiece]],
         folder: Path,
-        *,
-        summed: bool,
-        synced: bool = True,
-        sender: Sender | None = None,
+        storing: Storing,
     ) -> None:
         """Make the files in `folder`.
 
@@ -42,14 +38,12 @@ class PieceSink(OpenFiles):
             files: the copies.
             pieces: where each averaged tensor goes.
             folder: where the files are made.
-            summed: whether to keep their sha256 up to date while they are written.
-            synced: whether the disk has to have them in the end.
-            sender: makes what sends them to a store instead; None where they are made in the folder.
+            storing: how they get there.
 
         Raises:
             OutputError: where a file cannot be made.
         """
-        super().__init__(folder, summed=summed, synced=synced, sender=sender)
+        super().__init__(folder, storing)
         self._pieces = pieces
         # By the original: the copy, and where its bytes go.
         self._files: dict[Path, tuple[_Stream, Frame]] = {}
