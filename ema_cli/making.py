@@ -19,7 +19,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.segments import Segments
+from ema_cli.storage.segments import segments_for
 from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.files import (
@@ -132,9 +132,7 @@ def fold_here(
     """
     job, sizes = part.job, part.sizes
     with ExitStack() as stack:
-        segments = Segments(part.segments) if part.segments and synced else None
-        if segments is not None:
-            stack.callback(segments.close)
+        segments = stack.enter_context(segments_for(part.segments if synced else 0))
         files = [file for output in job.outputs for file in output.files]
         allow_descriptors(len(files) if segments is None else 2 * len(files))  # a large one is open twice
         storing = Storing(record is not None, synced, sender, segments)

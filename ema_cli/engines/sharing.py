@@ -148,6 +148,7 @@ class Sharing:
             checksum=self._checksum,
             synced=synced,
             sizes=part.sizes,
+            segments=part.segments,
             tasks=tasks.absolute(),
             lease=lease,
         )

@@ -36,6 +36,7 @@ class Work:
         checksum: whether all that is read is summed up, too.
         synced: whether who writes a stretch waits until the disk has it; else the one who asks does, in the end.
         sizes: threads and memory for one task.
+        segments: of large files, kept by a task until they are whole; 0 where none are.
         tasks: the folder in which tasks tell of themselves.
         lease: that of the one for whom the work is done, its owner, and the seconds after which it is old; None where
             the one who works is the owner.
@@ -53,6 +54,7 @@ class Work:
     checksum: bool
     synced: bool
     sizes: BufferSizes
+    segments: int
     tasks: Path
     lease: tuple[Path, str, float] | None
 

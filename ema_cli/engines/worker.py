@@ -19,10 +19,12 @@ from ema_cli.engines.work import Work, check_versions, unpack
 from ema_cli.errors import EmaError, OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
+from ema_cli.storage.direct_stream import DirectStream, is_direct
 from ema_cli.storage.lease import Watch, this_machine
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.storage.segments import segments_for
 from ema_cli.storage.staging import Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
@@ -162,8 +164,9 @@ def _make_whole(
     allow_descriptors(sum(len(output.files) for output in outputs))
     with ExitStack() as stack:
         sinks: list[FileSink | PieceSink] = []
+        storing = Storing(work.summed, segments=stack.enter_context(segments_for(work.segments)))
         for number, output in enumerate(outputs):
-            sinks.append(make_sink(output, folder / str(number), Storing(work.summed)))
+            sinks.append(make_sink(output, folder / str(number), storing))
             stack.callback(sinks[-1].close)
         folded, blocks = fold_task(work, outputs, sinks, None, check, progress)
         streams = [stream for sink in sinks for stream in sink.streams]
@@ -203,20 +206,30 @@ def _put(file: Path, place: Path) -> None:
 def _make_stretch(
     work: Work, task: Task, outputs: Sequence[Output], check: Callable[[], None] | None, progress: ProgressCallback
 ) -> tuple[Folded, BlockSums | None, list[list[str]]]:
-    """Write a stretch of one file of each output, beside others who write other stretches."""
+    """Write a stretch of one file of each output, beside others who write other stretches.
+
+    What is summed up is read again in the end, by the one who asks, and goes by the page cache.
+    """
     with ExitStack() as stack:
-        sinks, streams = [], []
+        sinks, streams = [], list[OutputStream]()
+        segments = stack.enter_context(segments_for(0 if work.summed else work.segments))
         for number, output in enumerate(outputs):
             (file,) = output.files
             place = work.folders[number] / file.name
             location(place.parent).make_folder()
             begin, end = (file.header_size + at for at in (task.begin, task.end))
-            streams.append(OutputStream(place, summed=work.summed, shared=True, stretch=(begin, end)))
+            if segments is not None and is_direct(file.size):
+                streams.append(DirectStream(place, end, segments, summed=False, synced=work.synced, shared=True))
+            else:
+                stretch = begin, end
+                streams.append(
+                    OutputStream(place, summed=work.summed, synced=work.synced, shared=True, stretch=stretch)
+                )
             stack.callback(streams[-1].close)
             streams[-1].extend(file.size)
             sinks.append(FileSink.into(output, streams[-1]))
         folded, blocks = fold_task(work, outputs, sinks, task.parts(outputs[0]), check, progress)
-        for stream in streams if work.synced else ():
+        for stream in streams:
             stream.sync()
         return folded, blocks, [[stream.crc32()] for stream in streams]
 

@@ -63,6 +63,7 @@ def compare_by(
         checksum=record.checksums is not None,
         synced=False,
         sizes=sizes,
+        segments=0,
         tasks=Path(),
         lease=None,
     )

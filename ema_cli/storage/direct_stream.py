@@ -33,16 +33,27 @@ class DirectStream(OutputStream):
 
     Args:
         path: where; nothing may be there yet.
-        size: of the whole file, in bytes.
+        size: of the file up to the last byte that is written here.
         segments: its memory, and that of others.
         summed: whether to keep its sha256.
+        synced: whether the disk has to have it in the end.
+        shared: whether others write into it, too: then it may be there.
 
     Raises:
         OutputError: where the file system refuses; all methods raise it.
     """
 
-    def __init__(self, path: Path, size: int, segments: Segments, *, summed: bool = True) -> None:
-        super().__init__(path, summed=summed)
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        segments: Segments,
+        *,
+        summed: bool = True,
+        synced: bool = True,
+        shared: bool = False,
+    ) -> None:
+        super().__init__(path, summed=summed, synced=synced, shared=shared)
         self.size = size
         self._segments = segments
         self._error: Exception | None = None
@@ -71,7 +82,7 @@ class DirectStream(OutputStream):
         return super().read(offset, size) if data is None else data
 
     def sync(self) -> None:
-        """Wait until the disk has all of it."""
+        """Wait until all of it is written and, if it has to, the disk has it."""
         self._segments.drain(self)
         super().sync()
 
@@ -82,7 +93,7 @@ class DirectStream(OutputStream):
         super().give_up()
 
     def close(self) -> None:
-        """Close the descriptors; what is not synced may be lost."""
+        """Close the descriptors; what was written since the last `sync` may be lost."""
         self._segments.forget(self)
         direct, self._direct = self._direct, -1  # as in `super`
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Protocol
 
@@ -232,3 +233,21 @@ class Segments:
                 else:
                     self._release(segment)
                 self._turn.notify_all()
+
+
+@contextmanager
+def segments_for(count: int) -> Iterator[Segments | None]:
+    """Yield memory for so many segments, None where there are none, and end its threads.
+
+    Raises:
+        EmaError: where no thread can be started.
+        MemoryError: where the system does not give the memory.
+    """
+    if not count:
+        yield None
+        return
+    segments = Segments(count)
+    try:
+        yield segments
+    finally:
+        segments.close()

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from ema_cli.averaging import average, perform
-from ema_cli.engines import records
+from ema_cli.engines import records, worker
 from ema_cli.engines.engine import Engine, EngineError
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
+from ema_cli.storage import direct_stream, segments
+from ema_cli.storage.direct_stream import DirectStream
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.writing.target import assign_targets, parse_target
 from tests.engines.lost import Wrapped
@@ -87,12 +89,38 @@ def test_who_finishes_a_file_brings_it_to_the_disk(
     """The one who asks, once, of workers of this machine; each worker what it wrote, of others."""
     made, synced = plans(RUNS["one file"](tmp_path / "one file"), "200ba"), list[Path]()
     sync = OutputStream.sync
-    monkeypatch.setattr(OutputStream, "sync", lambda stream: (synced.append(stream.path), sync(stream))[1])
+    monkeypatch.setattr(
+        OutputStream, "sync", lambda stream: (synced.extend([stream.path] * stream._synced), sync(stream))[1]
+    )
     job = prepare(made, parse_target(tmp_path / "x.safetensors"), force=False, manifest=False)
     result = perform(job, by=Engine("x", executor, is_here=is_here))
     tasks = sum(share.tasks for share in result.workers)
     assert tasks > 2
     assert len([path for path in synced if path.name == "x.safetensors"]) == (1 if is_here else tasks)
+
+
+@pytest.mark.parametrize("manifest", [False, True])
+def test_stretches_of_large_files_go_past_the_page_cache_unless_they_are_summed_up(
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch, *, manifest: bool
+):
+    """Then they are read again."""
+    written: list[Path] = []
+
+    class Noted(DirectStream):
+        def __init__(self, path: Path, *args: Any, **options: Any) -> None:
+            super().__init__(path, *args, **options)
+            written.append(path)
+
+    made = plans(RUNS["one file"](tmp_path / "one file"), "200ba")
+    for name, by in (("alone", None), ("workers", Engine("x", executor))):
+        (tmp_path / name).mkdir()
+        job = prepare(made, parse_target(tmp_path / name / "x.safetensors"), force=False, manifest=manifest)
+        perform(job, by=by)
+        monkeypatch.setattr(direct_stream, "_LEAST_BYTES", 1)
+        monkeypatch.setattr(segments, "SEGMENT_BYTES", 1 << 12)
+        monkeypatch.setattr(worker, "DirectStream", Noted)
+    assert (len(written) > 2) is not manifest
+    assert files_below(tmp_path / "workers") == files_below(tmp_path / "alone")
 
 
 def test_what_the_disk_may_not_have_is_not_believed_after_a_start_of_the_machine(
