@@ -101,12 +101,13 @@ def test_universal_goes_on(cli: Cli, trained: tuple[int, str, Path], tmp_path: P
 
 
 def whole_of_ranks(run: Path, out: Path, step: int) -> dict[str, torch.Tensor]:
-    """Return the float32 weights that ds_to_universal puts together, and of stages 1 and 2, by hand, what is frozen."""
+    """Return the float32 weights that ds_to_universal puts together, the first rank's buffer, and what is frozen."""
     files = sorted((run / f"global_step{step}" / "zero").glob("*/fp32.pt"))
     weights = {path.parent.name: torch.load(path, weights_only=False)["param"] for path in files}
-    states = sorted((out / f"global_step{step}").glob("mp_rank_*_model_states.pt"))
+    states = sorted((out / f"global_step{step}").glob("*mp_rank_*_model_states.pt"))
     modules = [torch.load(path, weights_only=False)["module"] for path in states]
-    if modules:
+    weights["mean"] = modules[0]["mean"].float()
+    if states[0].name.startswith("mp_rank"):  # the converter left it in parts
         weights["frozen.weight"] = torch.cat([module["frozen.weight"] for module in modules]).float()
     return weights
 
