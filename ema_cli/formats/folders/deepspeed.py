@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Collection
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError
+from ema_cli.errors import CheckpointError, EmaError
 from ema_cli.formats.options import MASTERS_THERE, ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save import file as torch_file
@@ -20,6 +19,7 @@ from ema_cli.formats.trainers.folders import (
 )
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
+from ema_cli.formats.zero.experts import MERGE_EXPERTS, has_automatic_experts, universal_hint
 from ema_cli.storage.location import location
 from ema_cli.text import lazy_pattern
 
@@ -27,7 +27,6 @@ _PIPELINE = lazy_pattern(r"^layer_\d+-model_\d+-model_states\.pt$|^layer_\d+-mod
 _EXPERTS = lazy_pattern(r"^(?:layer_\d+_)?expert_\d+_mp_rank_\d+_model_states\.pt$")
 _STATES = (DEEPSPEED_MODEL, DEEPSPEED_PART, _PIPELINE, _EXPERTS)
 _UNIVERSAL = "put it together first with your trainer's converter, as Megatron-DeepSpeed's tools/convert_checkpoint"
-_REFUSED = ((_PIPELINE, "cut into the stages of a pipeline"), (_EXPERTS, "cut into experts"))
 _INNER = "checkpoint"  # in which Lightning puts it
 
 
@@ -52,9 +51,14 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 
 def _open_folder(path: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     names = sorted(location(folder).names())
-    for pattern, reason in _REFUSED:
-        if any(map(pattern.search, names)):
-            raise CheckpointError(f"a DeepSpeed checkpoint, {reason}", subject=path, hint=_UNIVERSAL)
+    if any(map(_PIPELINE.search, names)):
+        raise CheckpointError(
+            "a DeepSpeed checkpoint, cut into the stages of a pipeline", subject=path, hint=_UNIVERSAL
+        )
+    if any(map(_EXPERTS.search, names)):
+        raise CheckpointError(
+            "a DeepSpeed checkpoint, cut into experts", subject=path, hint=_experts_hint(path, folder, names)
+        )
     if DEEPSPEED_UNIVERSAL in names and location(folder / DEEPSPEED_UNIVERSAL).info().is_folder:
         from ema_cli.formats.zero.universal import open_universal
 
@@ -100,18 +104,18 @@ def _check_ranks(path: Path, ranks: object) -> None:
         raise CheckpointError(
             f"a DeepSpeed checkpoint, cut into {ranks} parts of tensors (tensor parallel)",
             subject=path,
-            hint=_convert(path),
+            hint=universal_hint(path, path.parent if _is_part(path) else _find_folder(path) or path),
         )
 
 
-def _convert(path: Path) -> str:
-    """Return the hint for tensors that ranks cut: how DeepSpeed puts them together."""
-    folder = path.parent if _is_part(path) else path
-    command = f"--input_folder {shlex.quote(str(folder))} --output_folder {shlex.quote(f'universal/{folder.name}')}"
-    return (
-        f"put each checkpoint together first, in the universal format: python -m deepspeed.checkpoint.ds_to_universal "
-        f"{command}"
-    )
+def _experts_hint(path: Path, folder: Path, names: Collection[str]) -> str:
+    """Return the hint for experts in files of their own: who puts them together, as the model states tell."""
+    where = next((folder / name for name in names if DEEPSPEED_MODEL.search(name)), None)
+    try:
+        root = None if where is None else torch_file.open_torch(location(where).open()).root
+    except EmaError:  # which says less of what to do
+        root = None
+    return universal_hint(path, folder) if isinstance(root, dict) and has_automatic_experts(root) else MERGE_EXPERTS
 
 
 def with_note(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:

@@ -12,10 +12,10 @@ from ema_cli.formats.trainers.folders import DEEPSPEED_OPTIMIZER
 from ema_cli.formats.trainers.nested import dig
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.cutting import cut_each, cut_rows, dtype_of, join_fragments
+from ema_cli.formats.zero.experts import has_automatic_experts, universal_hint
 from ema_cli.formats.zero.saved import RankFile, open_model_states, open_optimizer_states
 from ema_cli.formats.zero.tables import ModelTables, Vector, read_model_tables, vectors_at
 
-_EXPERTS = ("ds_autoep_layers", "autoep_layers")
 _QUANTIZED = "ds_config/zero_optimization/zero_quantized_nontrainable_weights"
 _MICS = "ds_config/zero_optimization/mics_shard_size"
 
@@ -62,12 +62,17 @@ def open_masters(folder: Path, names: Collection[str], model: RankFile, options:
     return assembly.finish(model, tables, options)
 
 
-def tables_of(models: Sequence[RankFile]) -> ModelTables:
-    """Return the tables of the model, which all ranks must have alike; refuse what they do not say the whole of."""
+def tables_of(models: Sequence[RankFile], *, with_experts: bool = False) -> ModelTables:
+    """Return the tables of the model, which all ranks must have alike; refuse what they do not say the whole of.
+
+    `with_experts` says that automatic experts are put together elsewhere.
+    """
     first = models[0]
     root, path = first.content.root, first.file.path
-    if any(root.get(key) for key in _EXPERTS):
-        raise CheckpointError("the model has experts, of which each rank has others; that is not read", subject=path)
+    if not with_experts and has_automatic_experts(root):
+        raise CheckpointError(
+            "the model has experts, of which each rank has others", subject=path, hint=universal_hint(path, path.parent)
+        )
     shard = dig(root, _MICS)
     if type(shard) is int and shard > 0:
         raise CheckpointError("groups of ranks hold the model once each (MiCS); that is not read", subject=path)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
 from ema_cli.formats.zero.cut_model import CutModel
 from ema_cli.formats.zero.cutting import Row
+from ema_cli.formats.zero.experts import SAVE_WHOLE, has_automatic_experts, names_of_routers, shape_of_all
 from ema_cli.formats.zero.saved import RankFile, open_grid, open_tensor_ranks
 from ema_cli.formats.zero.tables import ModelTables, Shape, vectors_at
 from ema_cli.storage.location import location
@@ -45,7 +47,11 @@ def open_universal(folder: Path, names: Collection[str], options: ReadOptions) -
     )
     # Where ranks cut tensors, the model states have parts of them, and their tables are of these.
     is_cut = not is_stage_3 and len(models) > 1
-    tables = _tables(grid) if is_stage_3 else tables_of(models[:1])
+    if (is_cut or len(grid) > 1) and has_automatic_experts(models[0].content.root):
+        raise CheckpointError("ranks cut its tensors, and have experts of their own", subject=folder, hint=SAVE_WHOLE)
+    tables = _tables(grid) if is_stage_3 else tables_of(models[:1], with_experts=True)
+    routers = names_of_routers(models[0].content.root, tables.shapes)
+    tables = replace(tables, shared={**tables.shared, **routers})
     files = [model.file for model in models]
     assembly = Assembly(folder, files, are_placeholders=is_stage_3, others=models[1:], are_cut=is_cut)
     cut = CutModel(assembly, models) if is_cut else None
@@ -82,7 +88,7 @@ def _tables(grid: Sequence[Sequence[RankFile]]) -> ModelTables:
     Raises:
         CheckpointError: where they are not alike, and where what does not train is cut twice.
     """
-    first, *others = (tables_of(row) for row in grid)
+    first, *others = (tables_of(row, with_experts=True) for row in grid)
     path = grid[0][0].file.path
     for row, tables in zip(grid[1:], others, strict=True):
         if tables.shapes.keys() != first.shapes.keys():
@@ -133,6 +139,7 @@ class _File:
         Raises:
             CheckpointError: where it has another shape.
         """
+        shape = shape if shape is None else shape_of_all(self.record, shape, self.ref.shape)
         # From stage 3 it is stored as a row of its elements.
         is_row = self.ref is self.content.root and shape is not None and (prod(shape),) == self.ref.shape
         if shape is not None and self.ref.shape != shape and not is_row:
@@ -162,8 +169,10 @@ def _stored_in(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: bo
     other = next((name for name in sorted(stored) if name not in listed), None)
     if other is not None:
         raise CheckpointError(
-            "is of no parameter that the model states list: stages of a pipeline and experts are not read",
+            "is of no parameter that the model states list: stages of a pipeline are not read, nor experts that do not "
+            "train",
             subject=folder / DEEPSPEED_UNIVERSAL / other,
+            hint=SAVE_WHOLE,
         )
     whole = {*tables.buffers, *tables.shared}
     parameters = (

@@ -83,8 +83,8 @@ PARTS = {
     "tensor parallel": ([MODEL, "mp_rank_01_model_states.pt"], "cut into 2 parts of tensors", "ds_to_universal"),
     "pipeline": ([MODEL, "layer_03-model_00-model_states.pt"], "cut into the stages of a pipeline", "converter"),
     "pipeline alone": (["layer_03-model_states.pt"], "cut into the stages of a pipeline", "converter"),
-    "experts": ([MODEL, "layer_0_expert_1_mp_rank_00_model_states.pt"], "cut into experts", "converter"),
-    "experts, older": ([MODEL, "expert_1_mp_rank_00_model_states.pt"], "cut into experts", "converter"),
+    "experts": ([MODEL, "layer_0_expert_1_mp_rank_00_model_states.pt"], "cut into experts", "dict 'module'"),
+    "experts, older": ([MODEL, "expert_1_mp_rank_00_model_states.pt"], "cut into experts", "dict 'module'"),
 }
 
 
@@ -112,6 +112,35 @@ def test_no_part_alone_is_a_model(label: str, tmp_path: Path) -> None:
         error = refusal(folder / name)
         assert type(error) is CheckpointError
         assert message in str(error)
+
+
+def test_the_way_on_from_experts_works(tmp_path: Path) -> None:
+    """Who does what the hint says has a checkpoint with all of them, and the clocks of the save."""
+    folder = write(tmp_path / "global_step5", MODEL)
+    experts = {f"moe.deepspeed_experts.{number}.weight": torch.full((2,), float(number)) for number in range(3)}
+    for number, (name, tensor) in enumerate(experts.items()):
+        torch.save({name: tensor}, folder / f"layer_0_expert_{number}_mp_rank_00_model_states.pt")
+    assert f"torch.load {MODEL}, add what each expert's file holds to its dict 'module'" in (refusal(folder).hint or "")
+    states = torch.load(folder / MODEL)
+    for path in folder.glob("*_expert_*"):
+        states["module"] |= torch.load(path)
+    torch.save(states, tmp_path / "step-5.pt")
+    checkpoint = open_checkpoint(tmp_path / "step-5.pt")
+    assert read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in (W | experts).items()}
+    assert (checkpoint.clock(Unit.BATCH), checkpoint.clock(Unit.SAMPLE)) == (5, 80)
+
+
+@pytest.mark.parametrize("inner", [".", "checkpoint"])
+def test_the_converter_is_named_for_automatic_experts(inner: str, tmp_path: Path) -> None:
+    """It gets the folder in which the files lie, also that of Lightning's; the other experts it passes over."""
+    path = tmp_path / "epoch=0-step=5.ckpt"
+    folder = write(path / inner, MODEL, "layer_0_expert_0_mp_rank_00_model_states.pt")
+    torch.save(torch.load(folder / MODEL) | {"ds_autoep_layers": [{"num_experts": 1}]}, folder / MODEL)
+    hint = refusal(path).hint or ""
+    assert "python -m deepspeed.checkpoint.ds_to_universal" in hint
+    assert f"--input_folder '{folder}' --output_folder 'universal/{path.name}'".replace("'", "") in hint.replace(
+        "'", ""
+    )
 
 
 def test_a_rank_s_file_of_stage_3_is_no_model(tmp_path: Path) -> None:

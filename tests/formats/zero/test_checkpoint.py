@@ -352,3 +352,13 @@ def test_what_is_wrong_is_one_error(label: str, tmp_path: Path) -> None:
         open_checkpoint(folder, MASTERS)
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"{folder}")
+
+
+def test_the_converter_is_named_for_experts(tmp_path: Path) -> None:
+    """Their refusal had no hint. What DeepSpeed's converter makes of them is read."""
+    folder = small(more={"autoep_layers": [{"num_experts": 2}]}).write(tmp_path / "global_step5")
+    with pytest.raises(CheckpointError, match="the model has experts") as caught:
+        open_checkpoint(folder)
+    assert f"ds_to_universal --input_folder {folder} --output_folder universal/global_step5" in (
+        caught.value.hint or ""
+    )

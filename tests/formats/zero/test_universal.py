@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
 from ema_cli.formats import open_checkpoint
 from ema_cli.law.time import Unit
-from tests.formats.zero.make import small
+from tests.formats.zero.make import save_in, small
 from tests.formats.zero.test_checkpoint import DATA, MASTERS, assert_holds
 
 
@@ -38,6 +38,53 @@ def test_each_stage(stage: int, ranks: int, tmp_path: Path) -> None:
     """Stage 3 stores rows of elements, whose shapes the model states have; parts that do not train are there, too."""
     saved = small(stage=stage, ranks=ranks)
     assert_holds(open_checkpoint(saved.write_universal(tmp_path), MASTERS), saved.masters)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_automatic_experts_are_whole_there(stage: int, tmp_path: Path) -> None:
+    """The tables have those of one rank, and the files those of all; what holds no experts must fit its table."""
+    saved = small(stage=stage, more={"ds_autoep_layers": [{"num_experts": 9}]})
+    folder = saved.write_universal(tmp_path)
+    own = saved.masters["c.weight"]
+    whole = torch.cat([own, own + 1, own - 1])
+    for path in folder.glob("*_model_states.pt"):
+        states = torch.load(path)
+        del states["module"]["c.weight"]  # as DeepSpeed saves it
+        torch.save(states, path)
+    path = folder / "zero/c.weight/fp32.pt"
+    record = {"param": whole, "cat_dim": 0, "is_expert_param": True, "ep_num_experts": len(whole)}
+    torch.save(record, path)
+    assert_holds(open_checkpoint(folder, MASTERS), saved.masters | {"c.weight": whole})
+    for wrong in ({"is_expert_param": False}, {"ep_num_experts": 5}, {"param": whole[:, :2].clone()}):
+        torch.save(record | wrong, path)
+        with pytest.raises(CheckpointError, match=r"'c.weight' is .* here, and .* in the model states"):
+            open_checkpoint(folder, MASTERS)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_routers_of_automatic_experts_have_two_names(stage: int, tmp_path: Path) -> None:
+    """DeepSpeed says of no file that they are one: of stage 3 the second is empty, and of stage 2 in half precision."""
+    router, other = "layer.mlp.router.gate.weight", "layer.mlp.gate.gate.weight"
+    weights = {"a.weight": torch.randn(3, 5), router: torch.randn(2, 3), "other.router.gate.weight": torch.ones(2)}
+    layers = [{"module_path": "layer.mlp"}, {"module_path": 3}, "nothing"]
+    saved = small(stage=stage, groups=[weights], frozen={}, shared={}, buffers={}, more={"ds_autoep_layers": layers})
+    folder = saved.write_universal(tmp_path)
+    for path in folder.glob("*_model_states.pt"):
+        states = torch.load(path)
+        states["module"][other] = states["module"][router]
+        torch.save(states, path)
+    if stage == 2:
+        save_in(folder / "zero" / other / "fp32.pt", {"param": weights[router].bfloat16().float()})
+    assert_holds(open_checkpoint(folder, MASTERS), weights | {other: weights[router]})
+
+
+def test_automatic_experts_of_tensors_that_ranks_cut_are_refused(tmp_path: Path) -> None:
+    """Of both at once no file says how they lie."""
+    for stage in (1, 3):
+        saved = small(stage=stage, cuts=CUTS, frozen={}, more={"ds_autoep_layers": [{"num_experts": 9}]})
+        with pytest.raises(CheckpointError, match="ranks cut its tensors, and have experts of their own") as caught:
+            open_checkpoint(saved.write_universal(tmp_path / str(stage), 2), MASTERS)
+        assert "whole in the training" in (caught.value.hint or "")
 
 
 CUTS = {"a.weight": "rows", "b.weight": "rows", "c.weight": "columns"}
