@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.comparing.final_model import final_model_notes
 from ema_cli.comparing.jumps import WeightSamples, jump_notes
 from ema_cli.comparing.replicas import check_replicas
@@ -27,6 +28,7 @@ from ema_cli.preparing import prepare
 from ema_cli.result import PartDone, Result
 from ema_cli.runs.base import blamed
 from ema_cli.runs.tensor_rules import STATISTICS_NOTE, averages_statistics
+from ema_cli.runs.warnings import lines_of
 from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
 from ema_cli.system.memory import peak_bytes
@@ -131,15 +133,15 @@ def perform(
         keep_more_blocks(passes, max_memory)
     threads = passes[-1].sizes.threads
     said = check_values(job)
-    differing: list[str] = []
+    differing: list[tuple[str, Checkpoint]] = []
     if recording.checksum:
         notes += check_stored_sums(job.checkpoints, threads, replaceable=True)
         differing = check_replicas(job.checkpoints, threads)
-        recording.demand(differing)
+        recording.demand(lines_of(differing))
     notes += said
     notes += loading_notes(job.plans, job.outputs)
     samples = WeightSamples(len(job.checkpoints))
-    record = _record(job, recording, threads, samples) if job.manifest else None
+    record = _record(job, recording, threads, samples, differing) if job.manifest else None
     notes += jumps(job, samples)
     made = Made()
     sharing, parts = _sharing(job, by, record, threads)
@@ -172,7 +174,7 @@ def perform(
         record is not None and recording.signer is not None,
         () if sharing is None else sharing.shares,
         None if parts is None else PartDone(parts.part, publishes, parts.waiting),
-        tuple(differing),
+        tuple(lines_of(differing)),
     )
 
 
@@ -203,7 +205,9 @@ def jumps(job: Job, samples: WeightSamples) -> list[str]:
     return jump_notes(samples, of_run, [clocks[checkpoint] for checkpoint in of_run])
 
 
-def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples) -> Record:
+def _record(
+    job: Job, recording: Recording, threads: int, samples: WeightSamples, differing: Sequence[tuple[str, Checkpoint]]
+) -> Record:
     return Record(
         job.checkpoints,
         job.options,
@@ -212,6 +216,7 @@ def _record(job: Job, recording: Recording, threads: int, samples: WeightSamples
         threads=threads,
         remarks=recording.remarks,
         watch=samples.add,
+        differing=differing,
     )
 
 

@@ -19,7 +19,7 @@ _STEP = 1 << 19  # bytes; each thread holds two such blocks
 _BATCH = 1024  # tensors that are handed to the threads at once
 
 
-def check_replicas(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]:
+def check_replicas(checkpoints: Sequence[Checkpoint], threads: int) -> list[tuple[str, Checkpoint]]:
     """Compare every byte of what ranks have more than once.
 
     Args:
@@ -27,7 +27,7 @@ def check_replicas(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]
         threads: how many to compare with.
 
     Returns:
-        A warning for each checkpoint with buffers that differ, which are the first rank's.
+        A warning of each checkpoint with buffers that differ, which are the first rank's, unless it has that already.
 
     Raises:
         CheckpointError: naming a file and a tensor that differs there and must not.
@@ -36,8 +36,9 @@ def check_replicas(checkpoints: Sequence[Checkpoint], threads: int) -> list[str]
     with reading_pool(threads, "replicas") as pool:
         for checkpoint in checkpoints:
             buffers = dict.fromkeys(_buffers_that_differ(checkpoint, pool))
-            if buffers:
-                warnings.append(f"{checkpoint.name}: {differing_buffers(list(buffers))}")
+            text = differing_buffers(list(buffers))
+            if buffers and text not in checkpoint.warnings:
+                warnings.append((text, checkpoint))
     return warnings
 
 

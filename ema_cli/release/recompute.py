@@ -119,7 +119,6 @@ def _compare(
     give_back(comparison.tensors)  # what reading headers and laying out took
     checksum = replay.checksum and sample is None
     notes = [] if sample is not None else check_stored_sums(job.checkpoints, threads)
-    notes += check_replicas(job.checkpoints, threads) if checksum else []
     record = Record(
         job.checkpoints,
         job.options,
@@ -127,6 +126,7 @@ def _compare(
         checksum=checksum,
         threads=threads,
         remarks=Remarks(),
+        differing=check_replicas(job.checkpoints, threads) if checksum else (),
     )
     threads = threads if engine is None else engine.threads
     from_store = len(job.checkpoints) if in_store(job.checkpoints) else 0

@@ -80,6 +80,11 @@ def _passed_over_lines(passed_over: Sequence[PassedOver]) -> list[str]:
     return [f"{and_more(names)} {'is' if len(names) == 1 else 'are'} passed over: {reason}" for reason, names in kinds]
 
 
+def lines_of(found: Sequence[tuple[str, Checkpoint]]) -> list[str]:
+    """Return what was found in checkpoints, each text once with their names."""
+    return _lines([(text, checkpoint.name) for text, checkpoint in found])
+
+
 def _of_specs(
     checkpoints: Sequence[Checkpoint], function: Callable[[Mapping[str, TensorSpec]], Sequence[str]]
 ) -> list[tuple[str, str]]:

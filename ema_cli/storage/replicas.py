@@ -52,9 +52,12 @@ def _read_from(file: InputFile, first: int, start: int, out: memoryview) -> None
     file.read_into(first + start, out)
 
 
+BUFFERS_DIFFER = "buffers that differ between ranks are those of the first: "
+
+
 def differing_buffers(names: Sequence[str]) -> str:
     """Return what is said of buffers of which ranks have different values."""
-    return f"buffers that differ between ranks are those of the first: {first_few(names)}"
+    return f"{BUFFERS_DIFFER}{first_few(names)}"
 
 
 def no_replicas() -> tuple[Replicas, ...]:

@@ -14,7 +14,7 @@ from ema_cli.manifest.manifest import make_manifest, manifest_text, read_manifes
 from ema_cli.manifest.sums import are_there, manifest_path, sums_path, sums_text
 from ema_cli.manifest.types import InputFacts, Manifest, TensorRow
 from ema_cli.planning import advice
-from ema_cli.runs.warnings import Remarks
+from ema_cli.runs.warnings import Remarks, lines_of
 from ema_cli.storage.checksums import Checksums
 from ema_cli.storage.output_stream import WrittenFile, write_file
 
@@ -47,6 +47,7 @@ class Record:
         remarks: Remarks,
         watch: Watch | None = None,
         known: Sequence[str] | None = None,
+        differing: Sequence[tuple[str, Checkpoint]] = (),
     ) -> None:
         """Take the fingerprints of the inputs.
 
@@ -59,6 +60,7 @@ class Record:
             remarks: are put before those on the plan.
             watch: looks at what is read for the fingerprints.
             known: the fingerprint of each, where they were taken before: nothing is read then.
+            differing: what a comparison of all bytes gave to warn of, in words, each with its checkpoint.
 
         Raises:
             CheckpointError: where an input cannot be read.
@@ -68,6 +70,7 @@ class Record:
         self._options = options
         self._copied = copied
         self._remarks = remarks
+        self._differing = differing
         self._known: dict[Checkpoint, InputFacts] = {}
         self._libraries = library_versions()  # as they are before the output is written
         self.fingerprints = fingerprints(checkpoints, threads, watch) if known is None else list(known)
@@ -147,9 +150,11 @@ class Record:
         of_run = of_run or Remarks.of(plan.run, [entry.checkpoint for entry in plan.read])
         if self._options.exact_lora is not None:
             of_run = of_run.of_products()
+        read = {entry.checkpoint for entry in plan.read}
         warnings = [
             *self._remarks.warnings,
             *of_run.warnings,
+            *lines_of([(text, checkpoint) for text, checkpoint in self._differing if checkpoint in read]),
             *plan.advice.warnings,
             *advice.non_finite_warnings(sorted(non_finite.let_through)),
         ]

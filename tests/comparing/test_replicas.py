@@ -24,6 +24,7 @@ from tests.formats.zero.make import Saved, small
 
 ROWS = 4000
 POLYNOMIAL = 0x104C11DB7  # of CRC-32
+DIFFERS = "buffers that differ between ranks are those of the first: {}"
 QUARTER = ROWS * 5  # bytes of a matrix of four bytes each, five columns: between the beginning and the middle
 
 
@@ -120,8 +121,8 @@ def test_buffers_that_differ_are_named(tmp_path: Path) -> None:
         change(other, matrix(), QUARTER)
         checkpoint = open_checkpoint(tmp_path / folder)
         assert checkpoint.warnings == ()
-        (note,) = check_replicas([checkpoint], 1)
-        assert note == f"{folder}: buffers that differ between ranks are those of the first: norm.running_mean"
+        ((text, of),) = check_replicas([checkpoint], 1)
+        assert (text, of) == (DIFFERS.format("norm.running_mean"), checkpoint)
 
 
 def test_buffers_that_differ_are_a_warning(cli: Cli, tmp_path: Path) -> None:
@@ -130,14 +131,39 @@ def test_buffers_that_differ_are_a_warning(cli: Cli, tmp_path: Path) -> None:
         (tmp_path / f"run/step-{step}").mkdir(parents=True)
         change(_with_statistics(tmp_path / f"run/step-{step}"), matrix(), QUARTER)
     average = ("average", "run", "--half-life", "1ba", "-o", "out.safetensors")
-    said = "buffers that differ between ranks are those of the first: norm.running_mean"
+    said = DIFFERS.format("norm.running_mean")
     refused = cli(*average, "--checksum", "--strict")
     assert (refused.code, said in refused.err, (tmp_path / "out.safetensors").exists()) == (6, True, False), refused
     done = cli(*average, "--checksum")
-    assert (done.code, f"warning: step-1: {said}" in done.err) == (0, True), done
+    assert (done.code, f"warning: step-1 and 1 more: {said}" in done.err) == (0, True), done
     done = cli(*average, "--force", "--checksum", "--json")
     assert [each for each in json.loads(done.out)["warnings"] if said in each], done.out
     assert cli(*average, "--force", "--strict").code == 0
+
+
+def test_the_manifest_warns_of_buffers_that_differ_and_verify_asks_for_it(cli: Cli, tmp_path: Path) -> None:
+    """The manifest did not have what was shown, and verify showed it as a note."""
+    for step in (1, 2):
+        (tmp_path / f"run/step-{step}").mkdir(parents=True)
+        other = _with_statistics(tmp_path / f"run/step-{step}")
+        if step == 2:
+            change(other, matrix(), QUARTER)
+    assert cli("average", "run", "--half-life", "1ba", "-o", "out.safetensors", "--checksum").code == 0
+    said = f"step-2: {DIFFERS.format('norm.running_mean')}"
+    path = tmp_path / "out.safetensors.manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["warnings"].count(said) == 1
+    verify = ("verify", "out.safetensors", "--against", "run", "--strict")
+    for options in ((), ("--sample",)):
+        verified = cli(*verify, *options)
+        assert (verified.code, "running_mean" in verified.err) == (0, False), verified
+    again = cli("average", "run", "--recipe", path, "-o", "again.safetensors")
+    assert again.code == 0, again
+    assert json.loads((tmp_path / "again.safetensors.manifest.json").read_text())["warnings"] == manifest["warnings"]
+    manifest["warnings"].remove(said)
+    path.write_text(json.dumps(manifest))
+    verified = cli(*verify[:-1])
+    assert (verified.code, "does not say in its warnings" in verified.err) == (6, True), verified
 
 
 def _with_buffer(folder: Path) -> Path:
@@ -161,9 +187,8 @@ def test_buffers_of_deepspeed_s_ranks_are_compared(universal: bool, tmp_path: Pa
     states = Saved.model_states(saved, 1)
     states["module"]["seen"] = torch.zeros(3)
     torch.save(states, folder / "zero_pp_rank_1_mp_rank_00_model_states.pt")
-    assert check_replicas([open_checkpoint(folder)], 1) == [
-        "global_step5: buffers that differ between ranks are those of the first: seen"
-    ]
+    checkpoint = open_checkpoint(folder)
+    assert check_replicas([checkpoint], 1) == [(DIFFERS.format("seen"), checkpoint)]
     assert check_replicas([open_checkpoint(folder, ReadOptions(copy=("seen",)))], 1) == []
 
 
