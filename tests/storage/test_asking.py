@@ -20,10 +20,12 @@ NO_ANSWER = "no answer came"
 
 @pytest.fixture(autouse=True)
 def _handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put back the handlers that were there, and wait for less than a second."""
+    """Have the handlers that Python begins with, and wait for less than a second; a command run here leaves its own."""
     monkeypatch.setattr(asking, "_PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(asking, "_LITTLE_PATIENCE_SECONDS", 0.0)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
