@@ -196,7 +196,7 @@ class _Workers:
         finally:
             # However this ends (an error, Ctrl-C), the other workers stop at their next block.
             self._stopped = True
-            self._settler.shutdown(wait=False)
+            self._settler.shutdown(wait=False, cancel_futures=True)
             self.reader.stop()
             pool.shutdown(wait=self._have_ended(workers))
 
@@ -267,6 +267,14 @@ class _Workers:
         return (self.sizes.stored_bytes or self.sizes.row_bytes) * len(self.reader.checkpoints)
 
     def _settle(self, function: Callable[[], NonFiniteElements]) -> NonFiniteElements:
+        """Return what the function returns, which reads again: from a store, it may wait for that for minutes.
+
+        Raises:
+            Stopped: where the fold has ended.
+        """
         with thread_errors():
             result = self._settler.submit(function)
+        while not wait([result], _TICK_SECONDS).done:
+            if self._stopped:
+                raise Stopped
         return result.result()

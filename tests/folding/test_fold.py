@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from ema_cli.checkpoint import Checkpoint
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import CheckpointError, EmaError, NonFiniteError, at_terminal
 from ema_cli.folding.blocks import bytes_to_read, make_groups
@@ -169,6 +170,40 @@ def test_a_failing_read_ends_all_threads():
     with pytest.raises(CheckpointError, match="cannot be read"):
         fold(checkpoints, [0.5, 0.5], sizes=small(64, threads=4))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fold")]
+
+
+def test_a_block_that_is_read_again_is_not_waited_for_once_the_fold_ends():
+    """A store may not answer for minutes: neither the thread that asked is waited for, nor one whose turn is next."""
+    reading, answered = threading.Event(), threading.Event()
+
+    class Silent(MemoryTensors):
+        def read_into(self, name: str, start: int, out: memoryview) -> None:
+            if self.reads[name][start]:
+                reading.set()
+                assert answered.wait(60)
+            super().read_into(name, start, out)
+
+    saved = {"w": torch.full((600,), torch.nan)}
+    checkpoints = [Checkpoint(name, Path(name), Silent(saved), (), "memory") for name in ("step-1", "step-2")]
+
+    def interrupt(_done: int, _total: int) -> None:
+        if reading.is_set():
+            raise KeyboardInterrupt
+
+    late = threading.Timer(20, answered.set)
+    late.daemon = True
+    late.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_fold(
+            checkpoints,
+            [Average([0.5, 0.5], MemorySink({"w": bytearray(2400)}))],
+            {"w": DTYPES["F32"]},
+            sizes=small(64, threads=2),
+            progress=interrupt,
+        )
+    was_late = answered.is_set()
+    answered.set()
+    assert not was_late
 
 
 def test_a_write_that_takes_long_is_told_that_the_fold_ends():
