@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, in_store, least_bytes
+from ema_cli.folding.buffers import BufferSizes, comes_in_pieces, default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
 from ema_cli.job import Job
 from ema_cli.storage.direct_stream import is_direct
@@ -131,7 +131,14 @@ def _divided(job: Job, budget: int, threads: int | None) -> Pass:
     budget -= job.bytes_sending(len(job.plans))
     segments = _segments(job, budget)
     budget -= segments * SEGMENT_BYTES
-    sizes = divide_memory(budget, threads or default_threads(), len(job.plans), job.newest, from_store=from_store)
+    sizes = divide_memory(
+        budget,
+        threads or default_threads(),
+        len(job.plans),
+        job.newest,
+        from_store=from_store,
+        in_pieces=comes_in_pieces(job.checkpoints),
+    )
     # What is sent is sent in its order.
     sizes = replace(sizes, window=_WINDOW_BYTES) if from_store and not job.is_sent else sizes
     return Pass(job, sizes, segments)

@@ -9,13 +9,14 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.folding.kernel import Kernel, WorkspaceSize
 from ema_cli.folding.kernel.choice import chosen_kernel
-from ema_cli.storage.names import StorePath
+from ema_cli.storage.names import HUB, StorePath
 
 DEFAULT_BYTES = 80 << 20
 _STORE_BYTES = 128 << 20  # where checkpoints lie in a store
 _STORED_BYTES = 1 << 19  # of a block that comes ahead: what waits of all checkpoints is to stay near the processor
 _ALONE_BYTES = 1 << 22  # of a block that a request brings alone
 _STORE_ROWS = 16
+_COPIES = 2  # of a block from the Hub: what its client has received, and what it puts together of that
 # Of a request, the first and then the longest: with 1 MiB a store takes twice the processor time for as many bytes.
 _REQUEST_BYTES = 1 << 24
 _LONG_REQUEST_BYTES = 1 << 27
@@ -45,6 +46,7 @@ class BufferSizes:
     window: bytes of a checkpoint within which tensors are folded in the order of its files; 0 where they are in that of
         the output.
     waits: whether each read is known to wait, as for a store: then a thread reads all rows at once.
+    copies: of what is read, so many are in memory for a moment besides the row itself.
     """
 
     threads: int
@@ -56,6 +58,7 @@ class BufferSizes:
     most_stretch: int = 1
     ahead: int = 0
     waits: bool = False
+    copies: int = 0
     window: int = 0
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
@@ -65,6 +68,7 @@ class BufferSizes:
     def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
         """Return the memory of one thread, and of what comes ahead for it."""
         received = self.ahead * (2 * self.stored_bytes + _HELD_BYTES)  # one block is folded, one comes
+        received += self.copies * self.rows * self.stored_bytes
         return (kernel or chosen_kernel().kernel).worker_bytes(self.workspace(averages, newest)) + received
 
 
@@ -83,6 +87,11 @@ def in_store(checkpoints: Iterable[Checkpoint]) -> bool:
     return any(isinstance(checkpoint.path, StorePath) for checkpoint in checkpoints)
 
 
+def comes_in_pieces(checkpoints: Iterable[Checkpoint]) -> bool:
+    """Return whether a long request brings its bytes bit by bit: from the Hub, all of them come at once."""
+    return not any(isinstance(each.path, StorePath) and each.path.scheme == HUB for each in checkpoints)
+
+
 def divide_memory(
     nbytes: int,
     threads: int,
@@ -91,6 +100,7 @@ def divide_memory(
     kernel: Kernel | None = None,
     *,
     from_store: int = 0,
+    in_pieces: bool = True,
 ) -> BufferSizes:
     """Return sizes that keep `threads` at work within `nbytes`; fewer threads where these do not fit.
 
@@ -101,17 +111,18 @@ def divide_memory(
         newest: different newest checkpoints among these.
         kernel: the arithmetic; None for that of this process.
         from_store: how many checkpoints there are, where they lie in a store.
+        in_pieces: whether what a long request to it brings can be taken bit by bit.
     """
     kernel = kernel or chosen_kernel().kernel
     least = least_bytes(averages, newest, kernel)
     assert nbytes >= least, "checked by the caller, who knows what the user asked for"
     sizes = BufferSizes(min(threads, nbytes // least), _MOST_WORKERS, kernel.rows, kernel.row_bytes)
     if from_store:
-        sizes = _store_sizes(from_store)
+        sizes = _store_sizes(from_store, in_pieces=in_pieces)
         smallest = replace(sizes, rows=_LEAST_ROWS, row_bytes=_LEAST_ROW_BYTES, stored_bytes=_LEAST_ROW_BYTES // 2)
         if smallest.worker_bytes(averages, newest, kernel) > nbytes:
             sizes = replace(sizes, ahead=0)
-        if not sizes.ahead:
+        if not sizes.ahead and not sizes.copies:
             nbytes = max(least, nbytes * 3 // 4)  # the rest is for what was received and lies in no row yet
         most = nbytes // sizes.worker_bytes(averages, newest, kernel)
         sizes = replace(sizes, threads=max(1 if sizes.ahead else _LEAST_WORKERS, min(sizes.threads, most)))
@@ -129,12 +140,13 @@ def divide_memory(
     return replace(sizes, most_workers=max(most, sizes.threads))
 
 
-def _store_sizes(checkpoints: int) -> BufferSizes:
+def _store_sizes(checkpoints: int, *, in_pieces: bool) -> BufferSizes:
     """Return what a fold from a store begins with: a request for each checkpoint in each thread, over many blocks.
 
-    Of very many checkpoints a thread has no request for each: then one brings a block, and several wait side by side.
+    Of very many checkpoints a thread has no request for each, and the Hub's client gives all that a request brings at
+    once: then one brings a block, and several wait side by side.
     """
-    is_ahead = checkpoints <= _MOST_CONNECTIONS
+    is_ahead = in_pieces and checkpoints <= _MOST_CONNECTIONS
     rows = max(_LEAST_ROWS, min(_STORE_ROWS if is_ahead else _STORE_ROWS // 2, checkpoints))
     at_once = checkpoints if is_ahead else rows
     stored = _STORED_BYTES if is_ahead else _ALONE_BYTES
@@ -146,4 +158,5 @@ def _store_sizes(checkpoints: int) -> BufferSizes:
         stored_bytes=stored,
         ahead=checkpoints if is_ahead else 0,
         waits=True,
+        copies=0 if in_pieces else _COPIES,
     )

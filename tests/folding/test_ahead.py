@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,17 @@ def test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests(checkpoint
     assert (1 if sizes.ahead else 2) <= sizes.threads <= sizes.most_workers
     assert min(16, 2 * at_once) <= sizes.threads * at_once <= sizes.most_workers * at_once <= max(48, 2 * at_once)
     assert (sizes.stretch > 1) is (checkpoints <= 48)
+
+
+@pytest.mark.parametrize("checkpoints", [1, 4, 16, 100])
+@pytest.mark.parametrize("nbytes", [8 << 20, 40 << 20, default_bytes([]) * 2])
+def test_from_the_hub_a_request_brings_a_block_of_which_there_are_copies(checkpoints: int, nbytes: int):
+    """Its client gives all that it received at once: of long requests each would wait for the one before."""
+    sizes = divide_memory(nbytes, 2, from_store=checkpoints, in_pieces=False)
+    assert (sizes.ahead, sizes.stretch, sizes.waits) == (0, 1, True)
+    alone = replace(sizes, copies=0)
+    assert sizes.worker_bytes() - alone.worker_bytes() == 2 * sizes.rows * sizes.stored_bytes
+    assert sizes.most_workers * sizes.worker_bytes() <= nbytes
 
 
 def test_with_the_least_memory_one_thread_reads_a_store():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from ema_cli.errors import UsageError
 from ema_cli.storage import hub as storage_hub
@@ -67,6 +71,31 @@ def test_a_run_on_the_hub_is_averaged(
     assert read
     assert all(f"/resolve/{commit}/" in path for path in read)
     assert cli("verify", tmp_path / "there.safetensors", "--against", address).code == 0
+
+
+def test_several_checkpoints_are_asked_for_at_once(hub: Hub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    """From the first to the last byte of their tensors: a request takes a while, whatever it brings."""
+    monkeypatch.setattr("ema_cli.folding.buffers._ALONE_BYTES", 1 << 17)
+    monkeypatch.setattr(objects, "_PIECE_BYTES", 1 << 17)
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300, 400):
+        save_file({"w": torch.full((400_000,), float(step))}, tmp_path / "run" / f"step-{step}.safetensors")
+    hub.commit("org/model", {f"run/{path.name}": path.read_bytes() for path in (tmp_path / "run").iterdir()})
+    lock, met, running = threading.Lock(), list[int](), 0
+
+    def take_a_while(path: str) -> None:
+        nonlocal running
+        with lock:
+            running += "/resolve/" in path
+            met.append(running)
+        time.sleep(0.01)
+        with lock:
+            running -= "/resolve/" in path
+
+    hub.fault = take_a_while
+    assert cli("average", "hf://org/model/run", "--profile", "uniform", "-o", tmp_path / "out.safetensors").code == 0
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], torch.full((400_000,), 250.0))
+    assert sum(number > 1 for number in met) > len(met) / 2
 
 
 def test_a_revision_that_moves_does_not_mix(hub: Hub, files: dict[str, bytes], disk: Path, tmp_path: Path, cli: Cli):
