@@ -17,8 +17,8 @@ Shape = tuple[int, ...]
 _LAYERS = ("ds_autoep_layers", "autoep_layers")
 _OF_ROUTER = ("gate.weight", "gate.bias")
 MERGE_EXPERTS = (
-    "DeepSpeed has no converter for these: torch.load mp_rank_00_model_states.pt, add what each expert's file holds to "
-    "its dict 'module', and torch.save that, one file for each checkpoint"
+    "put it together first; DeepSpeed has no converter for these: torch.load mp_rank_00_model_states.pt, add what each "
+    "expert's file holds to its dict 'module', and torch.save that, one file for each checkpoint"
 )
 
 
