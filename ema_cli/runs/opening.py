@@ -24,6 +24,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.names import common_folder, plain
 from ema_cli.storage.side_by_side import side_by_side
 
+_OUR_AVERAGES = "averaged by ema-cli"
 _FEW = 4  # files in a named folder that are opened to tell which of them hold weights
 
 
@@ -69,7 +70,7 @@ def open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint
         try:
             checkpoint = next(calls)()
             if checkpoint.mark is not None and not (options.read.weights == "ema" and is_of_training(checkpoint.mark)):
-                search.pass_over(path, "averaged by ema-cli")
+                search.pass_over(path, _OUR_AVERAGES)
                 continue
             _add(opened, replace(checkpoint, name=name))
         except NoSuchWeights as error:
@@ -89,7 +90,8 @@ def open_searched(search: Search, options: OpenOptions) -> tuple[list[Checkpoint
     opened, unmarked = drop_unmarked(opened)
     unread += [Unread(checkpoint.name, checkpoint.path, unmarked_error(checkpoint)) for checkpoint in unmarked]
     if not opened:
-        raise no_checkpoint(folder, unread, excluded)
+        ours = [passed.name for passed in search.passed_over if passed.reason == _OUR_AVERAGES]
+        raise no_checkpoint(folder, unread, excluded, ours)
     for passed in search.passed_over:
         pattern = options.excluded_by(passed.name) if passed.warn else None
         excluded.append(passed if pattern is None else exclude(passed.name, pattern))

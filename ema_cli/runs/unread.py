@@ -126,8 +126,10 @@ def family(name: str) -> str:
     return _DECIMAL.sub("#", kind_of(_VERSION.sub("", stem(name))))
 
 
-def no_checkpoint(folder: Path, unread: Sequence[Unread], excluded: Sequence[PassedOver]) -> EmaError:
-    """Return the error for a folder in which no path could be opened."""
+def no_checkpoint(
+    folder: Path, unread: Sequence[Unread], excluded: Sequence[PassedOver], averages: Sequence[str] = ()
+) -> EmaError:
+    """Return the error for a folder in which no path could be opened, but for `averages`, which we have made."""
     errors = [entry.error for entry in unread]
     other = next((error for error in errors if not isinstance(error, IncompleteCheckpoint | NoWeights)), None)
     if other is not None:
@@ -141,6 +143,9 @@ def no_checkpoint(folder: Path, unread: Sequence[Unread], excluded: Sequence[Pas
     if excluded:
         fact = f"no checkpoint is left: {option('exclude')} leaves out {plural(len(excluded), 'checkpoint')}"
         return RunError(fact, subject=folder, hint=f"leave out fewer; it left out {excluded[0].name}")
+    if averages:
+        fact = f"no checkpoint in this folder, only averages that ema-cli made: {some(averages)}"
+        return NoWeights(fact, subject=folder, hint="name the folder of the training run, or one of these averages")
     states = sorted(name for name in names_in(folder) if name.lower().endswith(WEIGHT_SUFFIXES))
     if states:
         return NoWeights(

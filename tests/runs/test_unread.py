@@ -140,6 +140,19 @@ def test_a_damaged_checkpoint_that_is_not_asked_for_stops_nothing(
     assert cli("average", "run", *LAW, *bound).code == code
 
 
+def test_a_folder_of_our_averages_is_named_as_such(cli: Cli, tmp_path: Path):
+    """Whether they are files or folders: neither states of a training, nor nothing."""
+    write_hf_run(tmp_path / "run", [100, 200])
+    each = [f"--half-life={length}ba" for length in (50, 100)]
+    assert cli("average", "run", *each, "-o", "folders").code == 0
+    (tmp_path / "files").mkdir()
+    assert cli("average", "run", *LAW, "-o", "files/one.safetensors").code == 0
+    for folder, names in (("folders", "ema-50ba, ema-100ba"), ("files", "one.safetensors")):
+        done = cli("inspect", folder)
+        assert (done.code, f"only averages that ema-cli made: {names}\n" in done.err) == (3, True), done.err
+        assert "or one of these averages" in done.err
+
+
 def test_a_pointer_says_how_to_fetch_what_it_points_to(cli: Cli, tmp_path: Path):
     """A clone without Git LFS: all checkpoints are pointers, or one is."""
     for step in (100, 200):
