@@ -61,6 +61,11 @@ class BufferSizes:
     copies: int = 0
     window: int = 0
 
+    @property
+    def most_readers(self) -> int:
+        """Return how many threads wait for a disk or a store: for each row, or each request and who takes the bytes."""
+        return self.most_workers * max(self.rows, self.ahead + 1 if self.ahead else 0)
+
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
         """Return the size of one thread's workspace, for averages with so many different newest checkpoints."""
         return WorkspaceSize(self.rows, self.row_bytes, averages, newest, self.stored_bytes)

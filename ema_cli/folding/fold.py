@@ -170,7 +170,7 @@ class _Workers:
         try:
             number, last, may_grow = self.sizes.threads, 0, True
             if self.sizes.waits:
-                self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
+                self.reader.read_side_by_side(self.sizes.most_readers)
             self._start(pool, workers, number)
             while workers:
                 done, workers = wait(workers, _TICK_SECONDS, FIRST_EXCEPTION)
@@ -179,7 +179,7 @@ class _Workers:
                 tick()
                 if workers and may_grow and self.reader.pace.wants_more():
                     # Threads that wait need no processor: let more of them wait, and for several files each.
-                    self.reader.read_side_by_side(self.sizes.most_workers * self.sizes.rows)
+                    self.reader.read_side_by_side(self.sizes.most_readers)
                     more = min(number, self.sizes.most_workers - number)
                     try:
                         self._start(pool, workers, more)

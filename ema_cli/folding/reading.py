@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -72,13 +72,23 @@ class FoldReader(CheckpointReader):
         """Begin to read, in a thread of its own where there is one, and return what waits for what is read.
 
         Raises:
-            Stopped: where the fold has ended.
+            Stopped: where the fold has ended; what is returned raises it, too.
         """
         pool = self._side_by_side
+        if pool is None:
+            return read
         try:
-            return read if pool is None else pool.submit(read).result
+            future = pool.submit(read)
         except RuntimeError:  # the pool takes no more
             raise Stopped from None
+
+        def result() -> Read:
+            try:
+                return future.result()
+            except CancelledError:
+                raise Stopped from None
+
+        return result
 
     @property
     def sums_up(self) -> bool:
@@ -168,7 +178,8 @@ class FoldReader(CheckpointReader):
         if self._checksums is not None:
             self._checksums.stop()
         if self._side_by_side is not None:
-            self._side_by_side.shutdown(wait=False)
+            # What is not begun is not waited for either: those before it may wait for a store that does not answer.
+            self._side_by_side.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_readers(number: int) -> ThreadPoolExecutor | None:

@@ -20,7 +20,7 @@ from ema_cli.folding import reading
 from ema_cli.folding.blocks import make_blocks
 from ema_cli.folding.buffers import BufferSizes, default_bytes, divide_memory, least_bytes
 from ema_cli.folding.kernel.choice import chosen_kernel
-from ema_cli.folding.reading import FoldReader
+from ema_cli.folding.reading import FoldReader, Stopped
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.objects import ObjectFile
 from tests.conftest import Cli
@@ -195,6 +195,21 @@ def test_where_threads_that_read_cannot_be_started_requests_are_made_without(
     assert there.read_bytes() == here.read_bytes()
 
 
+def test_what_waits_for_a_thread_is_given_up_when_the_fold_ends():
+    """All threads may wait for a store that answers nothing: who waits behind them would wait for minutes, too."""
+    reader, answered = FoldReader([], None), threading.Event()
+    reader.read_side_by_side(1)
+    reader.begin(answered.wait)
+    behind = reader.begin(lambda: True)
+    threading.Timer(0.1, reader.stop).start()
+    late = threading.Timer(20, answered.set)
+    late.start()
+    with pytest.raises(Stopped):
+        behind()
+    late.cancel()
+    answered.set()
+
+
 @pytest.mark.parametrize("what", ["replaced", "deleted"])
 def test_an_object_that_is_not_the_planned_one_is_an_error(run: StorePath, tmp_path: Path, cli: Cli, what: str):
     """Also where it changes between two requests that go on over several blocks."""
@@ -229,6 +244,7 @@ def test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests(checkpoint
     assert (1 if sizes.ahead else 2) <= sizes.threads <= sizes.most_workers
     assert min(16, 2 * at_once) <= sizes.threads * at_once <= sizes.most_workers * at_once <= max(48, 2 * at_once)
     assert (sizes.stretch > 1) is (checkpoints <= 48)
+    assert sizes.most_readers >= sizes.most_workers * ((checkpoints + 1) if sizes.ahead else sizes.rows)
 
 
 @pytest.mark.parametrize("checkpoints", [1, 4, 16, 100])
