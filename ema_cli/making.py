@@ -134,7 +134,7 @@ def fold_here(
     with ExitStack() as stack:
         segments = stack.enter_context(segments_for(part.segments if synced else 0))
         files = [file for output in job.outputs for file in output.files]
-        allow_descriptors(len(files) if segments is None else 2 * len(files))  # a large one is open twice
+        allow_descriptors(len(files), twice=segments is not None)
         storing = Storing(record is not None, synced, sender, segments)
         sinks = []
         for output, folder in zip(job.outputs, folders, strict=True):

@@ -161,7 +161,7 @@ def _make_whole(
     work: Work, outputs: Sequence[Output], folder: Path, check: Callable[[], None] | None, progress: ProgressCallback
 ) -> tuple[Folded, BlockSums | None, list[list[str]]]:
     """Make files in a folder of this try's own, then put them where they belong."""
-    allow_descriptors(sum(len(output.files) for output in outputs))
+    allow_descriptors(sum(len(output.files) for output in outputs), twice=work.segments > 0)
     with ExitStack() as stack:
         sinks: list[FileSink | PieceSink] = []
         storing = Storing(work.summed, segments=stack.enter_context(segments_for(work.segments)))
@@ -213,6 +213,7 @@ def _make_stretch(
     with ExitStack() as stack:
         sinks, streams = [], list[OutputStream]()
         segments = stack.enter_context(segments_for(0 if work.summed else work.segments))
+        allow_descriptors(len(outputs), twice=segments is not None)
         for number, output in enumerate(outputs):
             (file,) = output.files
             place = work.folders[number] / file.name

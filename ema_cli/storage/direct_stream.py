@@ -37,7 +37,8 @@ class DirectStream(OutputStream):
         segments: its memory, and that of others.
         summed: whether to keep its sha256.
         synced: whether the disk has to have it in the end.
-        shared: whether others write into it, too: then it may be there.
+        shared: whether others write into it, too: then it may be there, and it is not made `size` bytes long, which
+            would cut off what they write behind it.
 
     Raises:
         OutputError: where the file system refuses; all methods raise it.
@@ -60,7 +61,8 @@ class DirectStream(OutputStream):
         self._is_given_up = False
         self._direct = -1
         try:
-            self.extend(size)
+            if not shared:
+                self.extend(size)
             if direct := getattr(os, "O_DIRECT", 0):
                 with suppress(OSError):
                     self._direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | direct)

@@ -39,10 +39,13 @@ if TYPE_CHECKING:
 _INPUT_DESCRIPTORS = 256
 
 
-def allow_descriptors(outputs: int) -> None:
-    """Raise this process's limit on open files, as far as the system allows, to fit so many outputs and the inputs."""
+def allow_descriptors(outputs: int, *, twice: bool = False) -> None:
+    """Raise this process's limit on open files, as far as the system allows, to fit so many outputs and the inputs.
+
+    Those that are written past the page cache are open `twice`.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = outputs + _INPUT_DESCRIPTORS
+    wanted = outputs * (2 if twice else 1) + _INPUT_DESCRIPTORS
     if resource.RLIM_INFINITY != soft < wanted:
         wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))

@@ -338,7 +338,8 @@ def test_many_shards_of_many_averages_need_few_descriptors_beforehand(tmp_path: 
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: set_to.append(limits))
     for outputs in (8, 1000, 100_000):
         files.allow_descriptors(outputs)
-    assert set_to == [(1256, 4096), (4096, 4096)]
+    files.allow_descriptors(500, twice=True)
+    assert set_to == [(1256, 4096), (4096, 4096), (1256, 4096)]
 
 
 @pytest.mark.slow

@@ -316,6 +316,27 @@ def test_closed_segments_hold_no_memory(tmp_path: Path):
     assert stream.path.read_bytes() == DATA
 
 
+def test_what_others_write_behind_a_stretch_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another process makes the file as long as it will be, and writes its end, while this one opens it."""
+    path, end = tmp_path / "x", 3 * SEGMENT
+    truncate = os.ftruncate
+
+    def truncate_late(descriptor: int, size: int) -> None:
+        if not path.stat().st_size:
+            path.write_bytes(bytes(end) + DATA[end:])
+        truncate(descriptor, size)
+
+    monkeypatch.setattr(direct_stream.os, "ftruncate", truncate_late)
+    segments = Segments(2)
+    stream = DirectStream(path, end, segments, summed=False, shared=True)
+    stream.extend(len(DATA))
+    write(stream, 0, end)
+    stream.sync()
+    stream.close()
+    segments.close()
+    assert path.read_bytes() == DATA
+
+
 def test_a_descriptor_that_cannot_be_closed_leaves_no_other_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Some file systems say only now that the disk is full."""
     with opened(tmp_path / "x") as stream:

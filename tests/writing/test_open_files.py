@@ -72,16 +72,16 @@ def test_more_descriptors_are_allowed_for_files_that_are_open_twice(
 ):
     """As many large shards have two each; where the hard limit is lower, they are written as any file."""
     write_hf_run(tmp_path / "run", [10, 20, 30])
-    allowed: list[int] = []
-    monkeypatch.setattr(making, "allow_descriptors", allowed.append)
+    allowed: list[tuple[int, bool]] = []
+    monkeypatch.setattr(making, "allow_descriptors", lambda count, *, twice: allowed.append((count, twice)))
     shards = ("average", "run", "--half-life", "20ba", "--max-shard-size", "1B", "-o")
     assert cli(*shards, "direct").code == 0
     count = len(direct)
-    assert allowed == [2 * count]
+    assert allowed == [(count, True)]
     assert count > 1
     monkeypatch.setattr(passes, "most_open_files", lambda: 2 * count - 1)
     assert cli(*shards, "plain").code == 0
-    assert allowed == [2 * count, count]
+    assert allowed == [(count, True), (count, False)]
     assert len(direct) == count
 
 
