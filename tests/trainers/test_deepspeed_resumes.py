@@ -132,6 +132,27 @@ def test_tensor_parallel_training_goes_on(cli: Cli, tmp_path: Path, stage: int):
     launch("resume_tensor_parallel", folder, stage, "universal")
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_automatic_experts_go_on(cli: Cli, tmp_path: Path, stage: int):
+    """Each of two ranks has its own experts of the average, once the converter that the refusal names was there."""
+    require("deepspeed")
+    folder = launch("resume_experts", tmp_path, stage, "train")
+    refused = cli("average", "out", *LIKE)
+    assert (refused.code, "deepspeed.checkpoint.ds_to_universal" in refused.err) == (3, True), refused
+    saved = []
+    for step in STEPS:
+        convert(folder / f"out/global_step{step}", folder / f"run/global_step{step}")
+        files = (folder / f"run/global_step{step}/zero").glob("*/fp32.pt")
+        opened = {path.parent.name: torch.load(path, weights_only=False) for path in files}
+        saved.append({name: value["param"] if isinstance(value, dict) else value for name, value in opened.items()})
+    exact = {name: ((saved[0][name].double() + saved[1][name].double()) / 2).float().detach() for name in saved[0]}
+    save_file(exact, folder / "exact.safetensors")
+    done = cli("average", "run", *LIKE)
+    assert done.code == 0, done
+    assert cli("verify", "averaged", "--against", "run", "--like-input").code == 0
+    launch("resume_experts", folder, stage, "universal")
+
+
 @pytest.mark.parametrize(("stage", "options"), [(2, ("--masters",)), (3, ())])
 def test_the_hugging_face_trainer_resumes_under_deepspeed(
     cli: Cli, tmp_path: Path, stage: int, options: tuple[str, ...]

@@ -115,6 +115,7 @@ LOADERS = {
         f"{_DEEPSPEED}::test_deepspeed_goes_on_with_its_optimizer",
         f"{_DEEPSPEED}::test_universal_goes_on",
         f"{_DEEPSPEED}::test_tensor_parallel_training_goes_on",
+        f"{_DEEPSPEED}::test_automatic_experts_go_on",
     ],
     "fairseq": [_LIBRARIES],
     "Lightning": [f"{_TRAINERS}::test_lightning_loads_an_average_and_goes_on_from_it"],
