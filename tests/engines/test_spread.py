@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -71,13 +72,14 @@ def test_a_worker_looks_for_the_lease_at_each_block(
 ):
     """Once it is gone, the next block is not made."""
     monkeypatch.setattr(lease, "_LOOK_SHARE", 0.0)
-    looked: list[bool] = []
+    looked, one_at_a_time = list[bool](), threading.Lock()
 
     class Counting(Watch):
         def check(self, owner: str) -> None:
-            if len(looked) == 3:  # before the task, and two of its blocks
-                self._path.unlink()
-            looked.append(self._path.exists())
+            with one_at_a_time:
+                if len(looked) == 3:  # before the task, and two of its blocks; of two tasks, in any order
+                    self._path.unlink()
+                looked.append(self._path.exists())
             super().check(owner)
 
     monkeypatch.setattr(worker, "Watch", Counting)
