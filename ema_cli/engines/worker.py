@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # which few averages need
 
 _TOLD_SECONDS = 1.0  # after so long a task tells how far it is
 _READ_BYTES = 1 << 20
+_ELEMENT_BYTES = 16  # of the widest, and more than of those that share bytes: the last one may end behind its stretch
 AT_SUFFIX = ".at"
 
 
@@ -220,7 +221,8 @@ def _make_stretch(
             location(place.parent).make_folder()
             begin, end = (file.header_size + at for at in (task.begin, task.end))
             if segments is not None and is_direct(file.size):
-                streams.append(DirectStream(place, end, segments, summed=False, synced=work.synced, shared=True))
+                last = min(end + _ELEMENT_BYTES, file.size)
+                streams.append(DirectStream(place, last, segments, summed=False, synced=work.synced, shared=True))
             else:
                 stretch = begin, end
                 streams.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -120,6 +121,29 @@ def test_stretches_of_large_files_go_past_the_page_cache_unless_they_are_summed_
         monkeypatch.setattr(segments, "SEGMENT_BYTES", 1 << 12)
         monkeypatch.setattr(worker, "DirectStream", Noted)
     assert (len(written) > 2) is not manifest
+    assert files_below(tmp_path / "workers") == files_below(tmp_path / "alone")
+
+
+def test_elements_that_end_behind_a_stretch_go_past_the_page_cache(
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of 6 bits share bytes by eight: six bytes, of which any may be the first of the next stretch."""
+    count = 8 * 5001
+    names = {"w": {"dtype": "F6_E2M3", "shape": [count], "data_offsets": [0, count * 6 // 8]}}
+    header = json.dumps(names).encode()
+    (tmp_path / "one file").mkdir()
+    for step in (100, 200):
+        data = random.Random(step).randbytes(count * 6 // 8)
+        saved = len(header).to_bytes(8, "little") + header + data
+        (tmp_path / "one file" / f"step-{step}.safetensors").write_bytes(saved)
+    monkeypatch.setattr(direct_stream, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 1 << 12)
+    opened = open_run(tmp_path / "one file", name_clock="ba", copy=["w"])
+    made = [make_plan(opened, Recipe(half_life="200ba"))]
+    for name, by in (("alone", None), ("workers", Engine("x", executor))):
+        (tmp_path / name).mkdir()
+        target = parse_target(tmp_path / name / "x.safetensors")
+        perform(prepare(made, target, force=False, manifest=False), by=by)
     assert files_below(tmp_path / "workers") == files_below(tmp_path / "alone")
 
 
