@@ -16,6 +16,7 @@ from ema_cli.formats.trainers.folders import (
     DEEPSPEED_OPTIMIZER,
     DEEPSPEED_PART,
     DEEPSPEED_UNIVERSAL,
+    UNIVERSAL_WEIGHT,
 )
 from ema_cli.formats.trainers.latest import check_latest
 from ema_cli.formats.trainers.names import names_in
@@ -132,13 +133,21 @@ def _is_part(path: Path) -> bool:
 
 def _find_folder(path: Path) -> Path | None:
     for folder in (path, path / _INNER):
-        if any(
-            pattern.search(name)
-            for name in names_in(folder)
-            for pattern in (DEEPSPEED_MODEL, DEEPSPEED_PART, _PIPELINE)
-        ):
+        names = names_in(folder)
+        patterns = (DEEPSPEED_MODEL, DEEPSPEED_PART, _PIPELINE)
+        if any(pattern.search(name) for name in names for pattern in patterns) or _is_universal(folder, names):
             return folder
     return None
+
+
+def _is_universal(folder: Path, names: Collection[str]) -> bool:
+    """Return whether a folder has files of parameters as the universal format has them.
+
+    The converter writes model states last: without them the folder is not whole, and no file in it is a model.
+    """
+    zero = folder / DEEPSPEED_UNIVERSAL
+    stored = sorted(names_in(zero)) if DEEPSPEED_UNIVERSAL in names else []
+    return any(UNIVERSAL_WEIGHT in names_in(zero / name) for name in stored[:2])  # one may be no parameter
 
 
 READER = Reader(matches, open_checkpoint, takes_masters=True)

@@ -55,6 +55,7 @@ DEEPSPEED_MODEL = lazy_pattern(r"^mp_rank_(\d+)_model_states\.pt$")
 DEEPSPEED_PART = lazy_pattern(r"^zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt$")
 DEEPSPEED_OPTIMIZER = lazy_pattern(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
 DEEPSPEED_UNIVERSAL = "zero"  # with a folder for each parameter, in the universal format
+UNIVERSAL_WEIGHT = "fp32.pt"  # in each, beside the states of the optimizer
 
 # ---- Folders of torch.distributed.checkpoint ----
 

@@ -77,6 +77,12 @@ def open_grid(folder: Path, names: Collection[str], before: Before) -> list[list
 def open_tensor_ranks(folder: Path, names: Collection[str], before: Before) -> list[RankFile]:
     """Open the model states of all ranks that cut tensors between them, of one where none do; raise as before."""
     of_rank = _by_rank(folder, names, DEEPSPEED_MODEL)
+    if not of_rank:
+        raise IncompleteCheckpoint(
+            "holds no model states (*_model_states.pt), without which nothing tells what is a parameter",
+            subject=folder,
+            hint="convert it again: ds_to_universal writes them last",
+        )
     paths = [folder / name for name in of_rank.values()]
     opened = [call() for call in side_by_side(lambda path: RankFile.open(path, before), paths)]
     _check_save(folder, of_rank, opened, "mp_world_size")

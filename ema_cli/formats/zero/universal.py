@@ -18,7 +18,7 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.content import TorchFile
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.trainers.folders import DEEPSPEED_PART, DEEPSPEED_UNIVERSAL
+from ema_cli.formats.trainers.folders import DEEPSPEED_PART, DEEPSPEED_UNIVERSAL, UNIVERSAL_WEIGHT
 from ema_cli.formats.trainers.names import EXTRA_STATE
 from ema_cli.formats.zero.assembly import Assembly
 from ema_cli.formats.zero.checkpoint import add_frozen, tables_of
@@ -29,7 +29,6 @@ from ema_cli.formats.zero.saved import RankFile, open_grid, open_tensor_ranks
 from ema_cli.formats.zero.tables import ModelTables, Shape, vectors_at
 from ema_cli.storage.location import location
 
-_WEIGHT = "fp32.pt"  # in each, beside the states of the optimizer
 _PARAM = "param"
 
 
@@ -123,7 +122,7 @@ class _File:
         Raises:
             CheckpointError: for a file without a tensor.
         """
-        file = location(assembly.folder / DEEPSPEED_UNIVERSAL / name / _WEIGHT).open()
+        file = location(assembly.folder / DEEPSPEED_UNIVERSAL / name / UNIVERSAL_WEIGHT).open()
         content = open_torch(file)
         record = content.root if isinstance(content.root, dict) else {}
         ref = record.get(_PARAM) if record else content.root
@@ -182,6 +181,6 @@ def _stored_in(folder: Path, model: RankFile, tables: ModelTables, *, is_cut: bo
     )
     missing = next((name for name in parameters if name not in stored), None)
     if missing is not None:
-        raise IncompleteCheckpoint(f"holds no {DEEPSPEED_UNIVERSAL}/{missing}/{_WEIGHT}", subject=folder)
+        raise IncompleteCheckpoint(f"holds no {DEEPSPEED_UNIVERSAL}/{missing}/{UNIVERSAL_WEIGHT}", subject=folder)
     taken = set(parameters)
     return parameters, [name for name in sorted(stored) if name not in taken]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ema_cli.errors import CheckpointError, EmaError, IncompleteCheckpoint
 from ema_cli.formats import open_checkpoint
 from ema_cli.law.time import Unit
+from tests.conftest import Cli
 from tests.formats.zero.make import save_in, small
 from tests.formats.zero.test_checkpoint import DATA, MASTERS, assert_holds
 
@@ -203,3 +204,20 @@ def test_what_is_wrong_is_one_error(label: str, tmp_path: Path) -> None:
     with pytest.raises(EmaError, match=message) as caught:
         open_checkpoint(folder, MASTERS)
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_conversion_that_did_not_end_is_half_written(stage: int, cli: Cli, tmp_path: Path) -> None:
+    """Each file of a parameter was taken for a checkpoint: the converter writes the model states last."""
+    for step in (5, 6, 7):
+        folder = small(step, stage=stage).write_universal(tmp_path / f"run/global_step{step}")
+    for path in folder.glob("*_model_states.pt"):
+        path.unlink()
+    with pytest.raises(IncompleteCheckpoint, match="holds no model states") as caught:
+        open_checkpoint(folder)
+    assert "ds_to_universal" in (caught.value.hint or "")
+    done = cli("average", "run", "--half-life", "1ba", "-o", "out.safetensors")
+    assert (done.code, "global_step7 is passed over: half-written" in done.err) == (0, True), done
+    (folder / "zero/optimizer_state.pt").unlink()
+    with pytest.raises(IncompleteCheckpoint, match="holds no model states"):
+        open_checkpoint(folder)
