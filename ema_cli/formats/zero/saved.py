@@ -44,8 +44,12 @@ class RankFile:
         return cls(file, content)
 
 
-def open_model_states(folder: Path, names: Collection[str], before: Before) -> list[RankFile]:
+def open_model_states(
+    folder: Path, names: Collection[str], before: Before, what: str = "model states"
+) -> list[RankFile]:
     """Open the model states of all ranks, as stage 3 of ZeRO saves them, given what was read before.
+
+    `what` they are is for messages.
 
     Raises:
         IncompleteCheckpoint: where those of a rank are missing.
@@ -54,7 +58,7 @@ def open_model_states(folder: Path, names: Collection[str], before: Before) -> l
     of_rank = _by_rank(folder, names, DEEPSPEED_PART)
     paths = [folder / name for name in of_rank.values()]
     opened = [call() for call in side_by_side(lambda path: RankFile.open(path, before), paths)]
-    _check_save(folder, of_rank, opened, "dp_world_size")
+    _check_save(folder, of_rank, opened, "dp_world_size", what)
     return opened
 
 
@@ -68,9 +72,10 @@ def open_grid(folder: Path, names: Collection[str], before: Before) -> list[list
         match = DEEPSPEED_PART.search(name)
         if match is not None:
             of_tensors.setdefault(int(match[2]), []).append(name)
-    grid = [open_model_states(folder, own, before) for _, own in sorted(of_tensors.items())]
+    of_one = "model states with mp_rank_{:02}" if len(of_tensors) > 1 else "model states"
+    grid = [open_model_states(folder, own, before, of_one.format(rank)) for rank, own in sorted(of_tensors.items())]
     firsts = {rank: own[0] for rank, own in sorted(of_tensors.items())}
-    _check_save(folder, firsts, [row[0] for row in grid], "mp_world_size")
+    _check_save(folder, firsts, [row[0] for row in grid], "mp_world_size", "model states, by their mp_rank,")
     return grid
 
 
@@ -89,10 +94,12 @@ def open_tensor_ranks(folder: Path, names: Collection[str], before: Before) -> l
     return opened
 
 
-def _check_save(folder: Path, of_rank: Mapping[int, str], opened: Sequence[RankFile], count: str) -> None:
+def _check_save(
+    folder: Path, of_rank: Mapping[int, str], opened: Sequence[RankFile], count: str, what: str = "model states"
+) -> None:
     """Check that the model states of all ranks, how many one of them says, are there, and of one save."""
     ranks = opened[0].content.root.get(count)
-    _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), "model states")
+    _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), what)
     for key in _ALIKE:
         values = [dig(states.content.root, key) for states in opened]
         _check_alike([states.file.path for states in opened], key, values)

@@ -121,14 +121,19 @@ def test_what_does_not_train_is_in_parts_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "gone", ["zero_pp_rank_1_mp_rank_00", "zero_pp_rank_1_mp_rank_01", "zero_pp_rank_*_mp_rank_01"]
+    ("missing", "message"),
+    [
+        ("zero_pp_rank_1_mp_rank_00", "holds no model states with mp_rank_00 of 1 rank of 2: 1"),
+        ("zero_pp_rank_1_mp_rank_01", "holds no model states with mp_rank_01 of 1 rank of 2: 1"),
+        ("zero_pp_rank_*_mp_rank_01", "holds no model states, by their mp_rank, of 1 rank of 2: 1"),
+    ],
 )
-def test_a_missing_part_of_a_rank_is_named(tmp_path: Path, gone: str) -> None:
-    """Whether it is one of those that share a rank's tensors, or all of them."""
+def test_a_missing_part_of_a_rank_is_named(missing: str, message: str, tmp_path: Path) -> None:
+    """Of two ranks of ZeRO for each of two of tensors, it is said which of both is missing: a number may be either."""
     folder = small(cuts=CUTS, frozen={}).write_universal(tmp_path, 2)
-    for path in folder.glob(f"{gone}_model_states.pt"):
+    for path in folder.glob(f"{missing}_model_states.pt"):
         path.unlink()
-    with pytest.raises(IncompleteCheckpoint, match="holds no model states of 1 rank of 2: 1"):
+    with pytest.raises(IncompleteCheckpoint, match=message):
         open_checkpoint(folder, MASTERS)
 
 
