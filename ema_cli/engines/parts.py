@@ -185,9 +185,7 @@ class Parts(Sharing):
         except (OutputError, Missing) as error:
             if self.staging.is_there():
                 raise
-            look_anew([target_job.target.path])
-            is_there = location(target_job.target.path).info().exists
-            if _is_made(target_job, record) or (record is None and is_there):
+            if _is_published(target_job, record):
                 self._is_over = True
                 return False  # another one has published, and removed the folder
             if isinstance(self.staging.tasks, StorePath):  # where nothing may have been put yet
@@ -216,6 +214,13 @@ class Parts(Sharing):
         except Held:
             return False  # another one publishes
         if not self.staging.is_there():
+            return False
+        # Meanwhile another one may have published, and removed the folder, and a third may have made it anew.
+        if (record is not None or not target_job.force) and _is_published(target_job, record):
+            self._is_over = True
+            return False
+        self.waiting = sum(_count_waiting(folder, tasks) for folder, tasks in everything)
+        if self.waiting:
             return False
         self._clear()
         self._is_over = True
@@ -288,6 +293,12 @@ def _is_made(job: Job, record: Record | None) -> bool:
     return record is not None and all(
         record.is_made(output, plan, thorough=job.force) for output, plan in zip(job.outputs, job.plans, strict=True)
     )
+
+
+def _is_published(job: Job, record: Record | None) -> bool:
+    """Return whether all is published meanwhile; without manifests, whether something is."""
+    look_anew([job.target.path])
+    return _is_made(job, record) or (record is None and location(job.target.path).info().exists)
 
 
 def _count_waiting(folder: Path, tasks: Sequence[Task]) -> int:

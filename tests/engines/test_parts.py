@@ -29,8 +29,9 @@ from tests.engines.test_equal_bytes import plans
 pytestmark = pytest.mark.usefixtures("small_tasks", "small_blocks")
 
 
-def make(made: list[Plan], place: Path, part: Part | None = None) -> Result:
-    return perform(prepare(made, parse_target(place), force=False, may_be_made=part is not None), by=part, threads=2)
+def make(made: list[Plan], place: Path, part: Part | None = None, *, manifest: bool = True) -> Result:
+    job = prepare(made, parse_target(place), force=False, may_be_made=part is not None, manifest=manifest)
+    return perform(job, by=part, threads=2)
 
 
 def hidden(folder: Path) -> list[str]:
@@ -142,6 +143,30 @@ def test_only_one_publishes(tmp_path: Path):
     again = make(made, tmp_path / "x", Part(1, 2))
     assert again.part is not None
     assert again.part.published, "the other one died"
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_part_that_claims_the_publishing_after_another_has_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, manifest: bool
+):
+    """And removed the folder, which a third part has made anew: it ends well, and leaves what is published."""
+    made = plans(RUNS["transformers"](tmp_path / "transformers"), "200ba")
+    publishing = shared_staging.SharedStaging.publishing
+
+    def late(staging: shared_staging.SharedStaging, **options: float) -> Lease:
+        if not (tmp_path / "x").exists():
+            shutil.copytree(staging.folder, tmp_path / "kept")
+            make(made, tmp_path / "x", manifest=manifest)
+            shutil.rmtree(staging.folder)
+            (tmp_path / "kept").rename(staging.folder)
+        return publishing(staging, **options)
+
+    make(made, tmp_path / "x", Part(0, 2), manifest=manifest)
+    monkeypatch.setattr(shared_staging.SharedStaging, "publishing", late)
+    result = make(made, tmp_path / "x", Part(1, 2), manifest=manifest)
+    assert result.part is not None
+    assert (result.part.published, result.part.waiting) == (False, 0)
+    assert hidden(tmp_path) == []
 
 
 def test_a_part_that_comes_late(tmp_path: Path):
