@@ -61,6 +61,7 @@ KNOWN = {
         f"{_PARTS}::test_a_part_that_comes_late",
     ],
     "With --force such a part": [f"{_PARTS}::test_a_damaged_release_is_replaced_where_that_is_wanted"],
+    "Without a manifest nobody can tell": [f"{_PARTS}::test_a_part_that_comes_late"],
     "The parts may run at once": [f"{_PARTS}::test_parts_in_any_order", _LAUNCHED[0]],
     "--part auto takes both numbers": _LAUNCHED,
     "srun -N 8": [*_LAUNCHED, f"{_OTHER}::test_parts_that_slurm_starts"],
