@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ema_cli.checkpoint import Checkpoint
@@ -42,6 +43,8 @@ class Ahead:
         self._tasks: deque[tuple[BlockTask, bytes]] = deque()  # with a 1 for each checkpoint of which it comes
         self._come: dict[int, list[memoryview]] = {}  # of the block that is folded, by checkpoint
         self._has_ended = False
+        # One thread for all blocks: what many receive, malloc keeps for each of them.
+        self._taker: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "take")
 
     def tasks(self) -> Iterator[BlockTask]:
         """Yield the blocks, in their order. While one is folded, the next one is taken from the connections.
@@ -50,12 +53,16 @@ class Ahead:
             CheckpointError: where they cannot be read.
             Stopped: where the fold has ended.
         """
-        coming = self._begin_next()
-        while coming is not None:
-            task, come = coming
-            self._come = come()
+        try:
             coming = self._begin_next()
-            yield task
+            while coming is not None:
+                task, come = coming
+                self._come = come()
+                coming = self._begin_next()
+                yield task
+        finally:
+            if self._taker is not None:
+                self._taker.shutdown(wait=False)
 
     def offset(self, task: BlockTask, number: int) -> int:
         """Return where in its file the block of a checkpoint begins; 0 where that is not known."""
@@ -83,7 +90,14 @@ class Ahead:
         if not self._tasks:
             return None
         task, comes = self._tasks.popleft()
-        return task, self._reader.begin(partial(self._take, task, comes))
+        take = partial(self._take, task, comes)
+        if self._taker is not None:
+            try:
+                return task, self._taker.submit(take).result
+            except RuntimeError:  # no more threads may be started: each block is taken when it is folded
+                self._taker.shutdown(wait=False, cancel_futures=True)
+                self._taker = None
+        return task, take
 
     def _take(self, task: BlockTask, comes: bytes) -> dict[int, list[memoryview]]:
         """Return a block in pieces, of each checkpoint of which it comes; one block after the other is taken."""
