@@ -64,6 +64,8 @@ WHICH = {
     "AWS_REQUEST_PAYER=true": [f"{_CREDENTIALS}::test_who_asks_may_pay"],
 }
 COSTS = {
+    "The first is for 16 MiB": [f"{_AHEAD}::test_requests_grow_and_the_next_is_made_before_all_of_one_has_come"],
+    "Of more than 48 checkpoints": [f"{_AHEAD}::test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests"],
     "One listing": [f"{_COSTS}::test_a_listing_takes_one_request_for_a_thousand_names"],
     "No request for each name": [f"{_OBJECTS}::test_a_store_is_asked_once"],
     "One request for the header": [
@@ -97,7 +99,6 @@ COSTS = {
         "tests/folding/test_pace.py::test_slow_reads_want_more_as_long_as_that_helps",
         f"{_AHEAD}::test_threads_that_bring_nothing_are_given_up_again",
     ],
-    "Of more than 24": [f"{_AHEAD}::test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests"],
     "By default": [
         f"{_AHEAD}::test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests",
         f"{_AHEAD}::test_with_the_least_memory_one_thread_reads_a_store",

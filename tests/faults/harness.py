@@ -34,7 +34,7 @@ PROCESSORS = len(os.sched_getaffinity(0))
 TOKEN = re.compile(r"\.ema-cli-[0-9a-f]{16}")
 # What has to do with memory, threads and signals, not with files.
 PROCESS_CALLS = re.compile(
-    "brk|clock_nanosleep|clone3?|exit|exit_group|futex|getcwd|getpid|getrandom|gettid|ioctl|madvise|mprotect|mremap|"
+    "brk|clock_gettime|clock_nanosleep|clone3?|exit|exit_group|futex|getcwd|getpid|getrandom|gettid|ioctl|madvise|mprotect|mremap|"
     "munmap|prlimit64|rseq|rt_sig.*|sched_.*|set_robust_list|sysinfo|restart_syscall"
 )
 

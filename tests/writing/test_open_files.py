@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("averages", "max_memory", "expected"),
-    [(1, None, 8), (3, None, 24), (6, None, 28), (1, 1 << 30, 8), (6, 1 << 30, 32)],
+    [(1, None, 8), (3, None, 24), (6, None, 28), (1, 1 << 40, 8), (6, 1 << 40, 32)],
 )
 def test_segments_are_part_of_the_memory(
     tmp_path: Path, averages: int, max_memory: int | None, expected: int, direct: list[Path]
