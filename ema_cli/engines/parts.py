@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -207,7 +207,7 @@ class Parts(Sharing):
                 self._make_own(work, making, each.job.bytes_to_read, progress)
         try:
             # Looked for after the last thing that this part wrote: so the last one sees all, whatever is cached.
-            self.waiting = sum(_count_waiting(folder, tasks) for folder, tasks in everything)
+            self.waiting = _count_waiting(everything)
             if self.waiting:
                 return False
             self._stack.enter_context(self.staging.publishing())
@@ -219,7 +219,7 @@ class Parts(Sharing):
         if (record is not None or not target_job.force) and _is_published(target_job, record):
             self._is_over = True
             return False
-        self.waiting = sum(_count_waiting(folder, tasks) for folder, tasks in everything)
+        self.waiting = _count_waiting(everything)
         if self.waiting:
             return False
         self._clear()
@@ -301,12 +301,15 @@ def _is_published(job: Job, record: Record | None) -> bool:
     return _is_made(job, record) or (record is None and location(job.target.path).info().exists)
 
 
-def _count_waiting(folder: Path, tasks: Sequence[Task]) -> int:
-    """Return how many tasks are not done, by what they told in a folder.
+def _count_waiting(everything: Iterable[tuple[Path, Sequence[Task]]]) -> int:
+    """Return how many tasks are not done, by what they told in the folder of each pass.
 
     Raises:
-        Missing: where the folder is gone.
+        Missing: where a folder is gone.
     """
-    look_anew([folder])
-    names = frozenset(location(folder).names())
-    return sum(not is_done(names, task) for task in tasks)
+    waiting = 0
+    for folder, tasks in everything:
+        look_anew([folder])
+        names = frozenset(location(folder).names())
+        waiting += sum(not is_done(names, task) for task in tasks)
+    return waiting

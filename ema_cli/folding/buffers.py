@@ -63,7 +63,7 @@ class BufferSizes:
 
     @property
     def most_readers(self) -> int:
-        """Return how many threads wait for a disk or a store: for each row, or each request and who takes the bytes."""
+        """Return how many threads wait for a disk or store: for each row, or each request and what comes alone."""
         return self.most_workers * max(self.rows, self.ahead + 1 if self.ahead else 0)
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
