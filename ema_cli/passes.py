@@ -11,12 +11,12 @@ from ema_cli.errors import UsageError, option
 from ema_cli.folding.buffers import BufferSizes, comes_in_pieces, default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
 from ema_cli.job import Job
-from ema_cli.storage.direct_stream import is_direct
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.segments import SEGMENT_BYTES
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
 from ema_cli.writing.files import most_open_files
+from ema_cli.writing.open_files import goes_past_cache
 
 _RESERVED_BYTES = 32 << 20  # of --max-memory, for all that is no buffer: half of it for numpy, if that has to be loaded
 _RESERVED_BYTES_PER_TENSOR = 1 << 10  # for the tables of the output, as it is laid out and as it is read back
@@ -151,7 +151,7 @@ def _most_segments(job: Job) -> int:
     """
     if isinstance(job.target.path, StorePath) or 2 * _open_files(job, len(job.plans)) > most_open_files():
         return 0
-    large = sum(any(is_direct(file.size) for file in output.files) for output in job.outputs)
+    large = sum(any(map(goes_past_cache, output.files)) for output in job.outputs)
     return min(large * _SEGMENTS_OF_ONE, _MOST_SEGMENTS)
 
 

@@ -19,7 +19,7 @@ from ema_cli.engines.work import Work, check_versions, unpack
 from ema_cli.errors import EmaError, OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
-from ema_cli.storage.direct_stream import DirectStream, is_direct
+from ema_cli.storage.direct_stream import DirectStream
 from ema_cli.storage.lease import Watch, this_machine
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
@@ -28,7 +28,7 @@ from ema_cli.storage.segments import segments_for
 from ema_cli.storage.staging import Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
-from ema_cli.writing.open_files import Storing
+from ema_cli.writing.open_files import Storing, goes_past_cache
 from ema_cli.writing.outputs import Output
 
 if TYPE_CHECKING:  # which few averages need
@@ -220,7 +220,7 @@ def _make_stretch(
             place = work.folders[number] / file.name
             location(place.parent).make_folder()
             begin, end = (file.header_size + at for at in (task.begin, task.end))
-            if segments is not None and is_direct(file.size):
+            if segments is not None and goes_past_cache(file):
                 last = min(end + _ELEMENT_BYTES, file.size)
                 streams.append(DirectStream(place, last, segments, summed=False, synced=work.synced, shared=True))
             else:

@@ -38,6 +38,14 @@ class Storing:
     segments: Segments | None = None
 
 
+def goes_past_cache(file: OutputFile) -> bool:
+    """Return whether a file may be written past the page cache: it is large, and is not read again.
+
+    What stands around the tensors of others follows from these, as sums of them do.
+    """
+    return is_direct(file.size) and not isinstance(file, FramedFile)
+
+
 class OpenFiles:
     """New files in a folder, in the order in which they were made."""
 
@@ -58,29 +66,19 @@ class OpenFiles:
         Raises:
             OutputError: where it cannot be written.
         """
-        around, sender = file if isinstance(file, FramedFile) else None, self.storing.sender
-        if sender is not None:
-            sent = sender(self.folder / file.name, file.size, file.header, around, summed=self.storing.summed)
+        path, how = self.folder / file.name, self.storing
+        if how.sender is not None:
+            around = file if isinstance(file, FramedFile) else None
+            sent = how.sender(path, file.size, file.header, around, summed=how.summed)
             self.streams.append(sent)
             return sent
-        # What stands around tensors follows from them: the file is read again for it.
-        stream = self.make(file.name, file.size if around is None else 0)
-        stream.write(0, file.header)
-        return stream
-
-    def make(self, name: str, size: int = 0) -> OutputStream:
-        """Make the file `name`, and the folders around it; `size` is that of one that may go past the page cache.
-
-        Raises:
-            OutputError: where it cannot be made.
-        """
-        path, how = self.folder / name, self.storing
         location(path.parent).make_folder()
-        if how.segments is not None and how.synced and is_direct(size):
-            stream: OutputStream = DirectStream(path, size, how.segments, summed=how.summed)
+        if how.segments is not None and goes_past_cache(file):
+            stream: OutputStream = DirectStream(path, file.size, how.segments, summed=how.summed, synced=how.synced)
         else:
             stream = OutputStream(path, summed=how.summed, synced=how.synced)
         self.streams.append(stream)
+        stream.write(0, file.header)
         return stream
 
     def give_up(self) -> None:

@@ -128,3 +128,12 @@ def test_segments_are_part_of_the_memory(
     job = prepare(plans[-averages:], parse_target(tmp_path / "out"), OutputOptions(), force=False)
     (only,) = plan_passes(job, 2, max_memory)
     assert only.segments == expected
+
+
+def test_what_is_read_again_takes_no_memory_for_segments(tmp_path: Path, direct: list[Path]):
+    """Nor a thread."""
+    write_hf_run(tmp_path / "run", range(10, 51, 10))
+    plans = make_series(open_run(tmp_path / "run"), [Recipe(half_life="20ba")])[-1:]
+    job = prepare(plans, parse_target(tmp_path / "out.pt"), OutputOptions(), force=False)
+    (only,) = plan_passes(job, 2, None)
+    assert only.segments == 0
