@@ -71,10 +71,10 @@ class _Arrays:
 
     def _of_dict(self, values: dict[Any, Any], depth: int) -> dict[Any, Any]:
         # Each once: many keys may lead to one dict, many of whose keys lead to one, and so on.
-        key = id(values), depth
-        if key not in self._known:
-            self._known[key] = {key: self.described(inner, _called(key), depth - 1) for key, inner in values.items()}
-        found: dict[Any, Any] = self._known[key]
+        place = id(values), depth
+        if place not in self._known:
+            self._known[place] = {key: self.described(inner, _called(key), depth - 1) for key, inner in values.items()}
+        found: dict[Any, Any] = self._known[place]
         return found
 
 
