@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from ema_cli.writing.target import parse_target
 from tests.engines.lost import (
     Wrapped,
     die,
+    die_once_with_the_second_task,
     first_worker_killed,
     wait_for,
     with_another_disk,
@@ -75,9 +78,13 @@ def make(made: list[Plan], folder: Path, engine: Engine) -> object:
 @pytest.mark.usefixtures("small_tasks")
 def test_processes_of_which_one_is_killed(made: list[Plan], alone: dict[str, bytes], tmp_path: Path):
     """What it was doing is done by others; the bytes are the same."""
-    with open_engine("processes=2") as engine, first_worker_killed(tmp_path) as killed:
-        result = perform(prepare(made, parse_target(tmp_path / "x.safetensors"), force=False), by=engine)
-    assert killed
+    killed = tmp_path / "killed"
+    with open_engine("processes=2") as engine:
+        dying = Wrapped(engine.executor, partial(die_once_with_the_second_task, killed))
+        job = prepare(made, parse_target(tmp_path / "x.safetensors"), force=False)
+        result = perform(job, by=replace(engine, executor=dying))
+    assert killed.exists()
+    killed.unlink()
     workers = {share.worker.rpartition(":")[2] for share in result.workers}
     assert len(workers) == 3, "a new one took its place"
     assert files_below(tmp_path) == alone
