@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoSuchWeights, NoWeights
+from ema_cli.errors import CUT_SHORT, CheckpointError, EmaError, IncompleteCheckpoint, NoSuchWeights, NoWeights
 from ema_cli.formats.arrays import orbax_folder
 from ema_cli.formats.arrays import reader as arrays
 from ema_cli.formats.dcp import directory as dcp_directory
@@ -56,6 +56,22 @@ READERS: tuple[Reader, ...] = (
 def is_checkpoint_folder(folder: Path) -> bool:
     """Return whether the folder itself is one checkpoint, read or refused."""
     return _reader_of(folder) is not None
+
+
+def weights_in(path: Path) -> str | None:
+    """Return in words which weights a file holds: a checkpoint's, an average's; None where it is of no such format.
+
+    For a file that a user names where something else is wanted, so that an error can say what it is.
+    """
+    if not location(path).info().is_file or _reader_of(path) is None:
+        return None
+    try:
+        mark = open_checkpoint(path).mark
+    except NoWeights:
+        return None
+    except EmaError:
+        return "looks like a checkpoint"
+    return "is a checkpoint" if mark is None else "is an average of ema-cli's"
 
 
 def _reader_of(path: Path) -> Reader | None:

@@ -15,15 +15,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.errors import UsageError
 from ema_cli.manifest.signature import SERIALIZATION, SIGNATURE_NAME, Signature
+from ema_cli.planning.named_file import read_named_file
 from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.output_stream import output_errors, sync_file
-from ema_cli.storage.small_file import read_small_file
 
 PASSWORD_VARIABLE = "EMA_SIGN_PASSWORD"
 _MAX_KEY_BYTES = 1 << 16
 _KINDS = "PEM, of the elliptic curve P-256, P-384 or P-521"
+_PRIVATE_HINT = "make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+_PUBLIC_HINT = "make it of the private key: openssl ec -in key.pem -pubout -out key.pub"
+_PASSWORD_HINT = f"its password goes into the variable {PASSWORD_VARIABLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +62,26 @@ def open_signer(path: Path, ask: Callable[[str], str] | None = None) -> Signer:
     Raises:
         UsageError: where there is no key that will do, or the package is not installed.
     """
-    key = _read_key(path, "sign")
+    key = _read_key(path, "sign", _PRIVATE_HINT)
     signing = _load("signing", "sign")
     password = None
     if b"ENCRYPTED" in key:
         password = os.environ.get(PASSWORD_VARIABLE) or (ask(f"Password of {path}: ") if ask is not None else None)
         if not password:
-            raise UsageError(
-                f"'{path}' is encrypted", option="sign", hint=f"its password goes into the variable {PASSWORD_VARIABLE}"
-            )
+            raise UsageError("is encrypted", option="sign", subject=path, hint=_PASSWORD_HINT)
     try:
         secret = password.encode() if password else None  # the package takes a text, and fails with it
         return Signer(signing.Config().use_elliptic_key_signer(private_key=path, password=secret))
     except (ValueError, TypeError, AttributeError, _unsupported()) as error:
         if password:
             raise UsageError(
-                f"'{path}' is not encrypted with this password, or cannot sign here ({_KINDS})",
+                f"is not encrypted with this password, or cannot sign here ({_KINDS})",
                 option="sign",
-                hint=f"its password goes into the variable {PASSWORD_VARIABLE}",
+                subject=path,
+                hint=_PASSWORD_HINT,
             ) from error
         raise UsageError(
-            f"'{path}' is no private key that can sign here ({_KINDS})",
-            option="sign",
-            hint="make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
+            f"is no private key that can sign here ({_KINDS})", option="sign", subject=path, hint=_PRIVATE_HINT
         ) from error
 
 
@@ -101,15 +101,16 @@ def open_public_keys(paths: Sequence[Path]) -> list[PublicKey]:
     """
     keys = []
     for path in paths:
-        _read_key(path, "signed_by")
+        _read_key(path, "signed_by", _PUBLIC_HINT)
         verifying = _load("verifying", "signed_by")
         try:
             keys.append(PublicKey(path, verifying.Config().use_elliptic_key_verifier(public_key=path)))
         except (ValueError, TypeError, AttributeError, _unsupported()) as error:
             raise UsageError(
-                f"'{path}' is no public key that can be checked with here ({_KINDS})",
+                f"is no public key that can be checked with here ({_KINDS})",
                 option="signed_by",
-                hint="make it of the private key: openssl ec -in key.pem -pubout -out key.pub",
+                subject=path,
+                hint=_PUBLIC_HINT,
             ) from error
     return keys
 
@@ -160,17 +161,15 @@ def _signed_manifest(name: str, sums: Mapping[str, str], ignored: Sequence[str])
     return manifest.Manifest(name, items, manifest.SerializationType.from_args(kind))
 
 
-def _read_key(path: Path, option: str) -> bytes:
+def _read_key(path: Path, option: str, hint: str) -> bytes:
     if isinstance(as_path(path), StorePath):
         raise UsageError(
-            f"'{as_path(path)}' is in a store, and keys are read from this machine alone",
+            "is in a store, and keys are read from this machine alone",
             option=option,
+            subject=as_path(path),
             hint="name a local file",
         )
-    try:
-        return read_small_file(path, _MAX_KEY_BYTES)
-    except CheckpointError as error:
-        raise UsageError(f"'{path}' {error.fact}", option=option) from error
+    return read_named_file(path, _MAX_KEY_BYTES, option=option, hint=hint)
 
 
 def _load(name: str, option: str) -> Any:

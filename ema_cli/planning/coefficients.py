@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import CheckpointError, RunError, UsageError, option
+from ema_cli.errors import RunError, UsageError, option
 from ema_cli.formats.json_text import parse_json
 from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.time import Time
 from ema_cli.planning.entry import Entry, Skipped
+from ema_cli.planning.named_file import read_named_text
 from ema_cli.runs.run import Run
-from ema_cli.storage.small_file import read_small_file
 from ema_cli.text import lazy_pattern
 
 _MOST_BYTES = 16 << 20
@@ -51,8 +51,7 @@ def read_coefficients(path: Path) -> dict[str, float]:
         UsageError: where there is no such file, or it holds something else.
     """
     try:
-        content = read_small_file(path, _MOST_BYTES)
-        text = content.decode("utf-8-sig")
+        text = read_named_text(path, _MOST_BYTES, option="coefficients", hint=_HINT)
         is_json = text.lstrip().startswith(("{", "["))
         rows: Sequence[tuple[str, Any]] = _in_json(text) if is_json else _in_csv(text)
         if len(rows) > _MOST_ROWS:
@@ -62,10 +61,6 @@ def read_coefficients(path: Path) -> dict[str, float]:
             if key in given:
                 raise ValueError(f"'{key[:60]}' stands twice")
             given[key] = float(value)
-    except CheckpointError as error:
-        raise UsageError(error.fact, option="coefficients", subject=path, hint=_HINT) from error
-    except UnicodeDecodeError as error:
-        raise UsageError("is no text", option="coefficients", subject=path, hint=_HINT) from error
     except (ValueError, OverflowError) as error:
         raise UsageError(str(error), option="coefficients", subject=path, hint=_HINT) from error
     if not given:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, GateError, UsageError, option
+from ema_cli.errors import GateError, UsageError, option
+from ema_cli.planning.named_file import read_named_text
 from ema_cli.planning.plan import Plan
-from ema_cli.storage.small_file import read_small_file
 from ema_cli.text import some
 
 _MOST_NAMES = 5
@@ -89,13 +89,8 @@ def read_keys(path: Path) -> frozenset[str]:
     Raises:
         UsageError: where there is no such file, or no name in it.
     """
-    hint = "a file with one name on each line"
-    try:
-        text = read_small_file(path, _MAX_KEYS_BYTES).decode("utf-8-sig")
-    except CheckpointError as error:
-        raise UsageError(error.fact, option="expect_keys", subject=path, hint=hint) from error
-    except UnicodeDecodeError as error:
-        raise UsageError("is no text", option="expect_keys", subject=path, hint=hint) from error
+    hint = "a file with one name on each line, or the manifest of an average"
+    text = read_named_text(path, _MAX_KEYS_BYTES, option="expect_keys", hint=hint)
     names = _in_json(text) if text.lstrip().startswith(("{", "[")) else None
     names = names if names is not None else [line.strip() for line in text.splitlines() if line.strip()]
     if not names:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
+from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, mentioned, option
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.signature import SIGNATURE_NAME, SIGNATURE_SUFFIX, signature_path
 from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
+from ema_cli.planning.named_file import check_named_file
 from ema_cli.runs.run import read_run
 from ema_cli.storage.location import check_exists, claim_on, location, look_anew
 
@@ -162,6 +163,36 @@ def read_output(output: Path) -> Manifest:
         subject=output,
         hint=f"ema-cli average writes one beside the weights, unless {option('manifest', False)} is given",
     )
+
+
+def read_named_manifest(path: Path) -> Manifest:
+    """Return the manifest that a user names.
+
+    Raises:
+        UsageError: where no such file lies there, but a folder, an average, a checkpoint. The hint names the manifest
+            of the average there.
+        CheckpointError: where it cannot be read, or is no manifest.
+    """
+    try:
+        check_named_file(path, option="recipe", hint=None)
+        return read_manifest(path)
+    except EmaError as error:
+        hint = error.advice(mentioned) or _hint_at_manifest(path)
+        raise type(error)(error.fact, option=error.option, subject=error.subject, hint=hint) from error
+
+
+def _hint_at_manifest(path: Path) -> str:
+    """Return what to name as a manifest instead of a path: that of the average which it is, or belongs to."""
+    try:
+        manifests = [each.manifest for each in _averages_at(path, ()) if location(each.manifest).info().is_file]
+    except EmaError:
+        manifests = []
+    if path in manifests:
+        return "bring back the manifest as ema-cli wrote it"
+    if manifests:
+        of_which = "its manifest" if len(manifests) == 1 else "the manifest of one of its averages"
+        return f"name {of_which}: {option('recipe', str(manifests[0]))}"
+    return f"a manifest is what ema-cli average writes beside the weights, unless {option('manifest', False)} is given"
 
 
 def is_no_part(name: str) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ema_cli.errors import EmaError, OutputError, at_terminal, printable
+from ema_cli.formats import weights_in
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.wording import recipe_details
 from ema_cli.manifest.manifest import recorded_age
@@ -41,7 +42,7 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     """Check that a summary can be appended to a file. The file need not exist, but its folder must.
 
     Raises:
-        OutputError: if it cannot, or if the file belongs to the output or to an input.
+        OutputError: if it cannot, or if the file holds weights, or belongs to the output or to an input.
     """
     parent = path.absolute().parent
     try:
@@ -56,6 +57,8 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
             raise _NotAppended("is a folder", option="summary", subject=path, hint=_HINT)
         elif not (path.is_file() or path.is_char_device()):
             raise _NotAppended("is neither a regular file nor a device", option="summary", subject=path, hint=_HINT)
+        elif (weights := weights_in(path)) is not None:
+            raise _NotAppended(weights, option="summary", subject=path, hint=_HINT)
         else:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         real = path.resolve()

@@ -174,7 +174,7 @@ def test_a_manifest_that_is_not_true_is_told(run: Path, cli: Cli, key: str, valu
         (("--profile", "bema", "--base", "models", "--half-life", "5ba"), 2, "only one of"),
         (("--profile", "bema", "--base", "models", "--window", "5ba"), 2, "--window is the stretch"),
         (("--from", "stored", "--profile", "bema", "--base", "models"), 2, "--base: is for raw checkpoints"),
-        (("--coefficients", "nowhere.csv"), 2, "--coefficients: nowhere.csv: cannot be opened"),
+        (("--coefficients", "nowhere.csv"), 2, "--coefficients: nowhere.csv: does not exist"),
         (("--coefficients", "tasks.json"), 2, "--coefficients: the sum is 1.25, not 1"),
         (("--any-sum", "--half-life", "5ba"), 2, "--any-sum: goes with --coefficients"),
         (("--lag", "0", "--half-life", "5ba"), 2, "--lag: goes with --profile bema"),

@@ -40,7 +40,7 @@ def test_json_and_csv_hold_the_same(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no coefficient"),
+        ("", "is empty"),
         ("name,weight\n", "holds no coefficient"),
         ("step-100\n", "line 1 has not a name or a clock, and a number"),
         ("name,clock,weight\nstep-100,1\n", "line 2 has not a name or a clock, and a number"),
@@ -79,8 +79,8 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path):
     (tmp_path / "large").write_bytes(b" " * ((16 << 20) + 1))
     for name, message in (
         ("fifo", "is not a regular file"),
-        (".", "is not a regular file"),
-        ("none", "cannot be opened"),
+        (".", "is a folder"),
+        ("none", "does not exist"),
         ("bytes", "is no text"),
         ("large", "are too many for this file"),
     ):

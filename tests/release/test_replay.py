@@ -396,6 +396,40 @@ def test_options_beside_it_are_refused(run: InProcess, big: Mapping[str, Path]):
     assert run("average", "ckpts", "--recipe", manifest, "-o", "again.safetensors", *allowed)[0] == 0
 
 
+def test_what_is_no_manifest_is_named_with_the_manifest_of_it(run: InProcess):
+    """An average in the place of its manifest, sums, a folder, a file in it, a folder of several: ready to copy."""
+    write_hf_run(run.folder / "ckpts", [10, 20])
+    law = ("ckpts", "--half-life", "10ba", "-q")
+    for output in ("one.safetensors", "two.pt", "three"):
+        assert run("average", *law, "-o", output)[0] == 0
+    assert run("average", *law, "--half-life", "20ba", "-o", "sweep")[0] == 0
+    assert run("average", *law, "-o", "bare.safetensors", "--no-manifest")[0] == 0
+    Path("other.json").write_text("{}")
+    average = "is an average of ema-cli's"
+    none = "a manifest is what ema-cli average writes beside the weights, unless --no-manifest is given"
+    for named, code, fact, hint in (
+        ("one.safetensors", 2, average, "name its manifest: --recipe one.safetensors.manifest.json"),
+        ("two.pt", 2, average, "name its manifest: --recipe two.pt.manifest.json"),
+        ("two.pt.sha256", 3, "not valid JSON", "name its manifest: --recipe two.pt.manifest.json"),
+        ("three", 2, "is a folder", "name its manifest: --recipe three/ema-manifest.json"),
+        ("three/model.safetensors", 2, average, "name its manifest: --recipe three/ema-manifest.json"),
+        ("sweep", 2, "is a folder", "name the manifest of one of its averages: --recipe sweep/ema-10ba."),
+        ("bare.safetensors", 2, average, none),
+        ("other.json", 3, "is no manifest that this version of ema-cli reads", none),
+        ("ckpts", 2, "is a folder", none),
+        ("none.json", 2, "does not exist", none),
+    ):
+        told_code, told = run.json("average", "ckpts", "--recipe", named, "-o", "again.safetensors")
+        option = "--recipe: " if code == 2 else ""
+        assert told_code == code, told
+        assert told["error"]["message"].startswith(f"{option}{named}: {fact}"), told
+        assert told["error"]["hint"].startswith(hint), told
+    cut = Path("one.safetensors.manifest.json")
+    cut.write_text(cut.read_text()[:-9])
+    code, told = run.json("average", "ckpts", "--recipe", str(cut), "-o", "again.safetensors")
+    assert (code, told["error"]["hint"]) == (3, "bring back the manifest as ema-cli wrote it")
+
+
 def test_gates_hold_for_it_too(run: InProcess, big: Mapping[str, Path]):
     """What is demanded is demanded of what is found."""
     code, told = run.json("average", "ckpts", "--recipe", manifest_of(big["none"]), "--min-count", "4", "-o", "x.pt")

@@ -151,6 +151,10 @@ def test_a_summary_that_cannot_be_is_refused_before_anything_is_read(cli: Cli, t
         assert done.err.startswith("error: --summary: "), done
         assert not (tmp_path / "x.pt").exists()
     assert config.read_bytes() == before
+    others = tmp_path / "there/model.safetensors"
+    before = others.read_bytes()
+    done = cli("average", "nowhere", "--half-life", "1ba", "--summary", others)  # a failure is not appended either
+    assert (done.code, "is an average of ema-cli's" in done.err, others.read_bytes() == before) == (5, True, True), done
     done = cli("average", "ckpts", "--half-life", "1ba", "--no-manifest", "--summary", "summary.md")
     assert done.code == 2
 

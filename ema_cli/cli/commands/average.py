@@ -56,17 +56,17 @@ class ManifestSource:
 
         Raises:
             UsageError: without a path.
-            EmaError: as `open_replay`.
+            EmaError: as `read_named_manifest` and `open_replay`.
         """
         if not self.paths:
             raise UsageError(
                 "which checkpoints?",
                 hint=f"name the folder that holds them: ema-cli average ckpts/ {option('recipe')} ...",
             )
-        from ema_cli.manifest.manifest import read_manifest
-        from ema_cli.release.replay import open_replay  # which few averages need
+        from ema_cli.release.published import read_named_manifest  # which few averages need
+        from ema_cli.release.replay import open_replay
 
-        manifest = read_manifest(self.manifest)
+        manifest = read_named_manifest(self.manifest)
         manifest["tensors"] = []  # they are not needed here, and may be many
         return open_replay(manifest, self.paths, merge_into=self.merge_into, threads=self.threads)
 
