@@ -413,7 +413,12 @@ def test_what_is_no_manifest_is_named_with_the_manifest_of_it(run: InProcess):
         ("two.pt.sha256", 3, "not valid JSON", "name its manifest: --recipe two.pt.manifest.json"),
         ("three", 2, "is a folder", "name its manifest: --recipe three/ema-manifest.json"),
         ("three/model.safetensors", 2, average, "name its manifest: --recipe three/ema-manifest.json"),
-        ("sweep", 2, "is a folder", "name the manifest of one of its averages: --recipe sweep/ema-10ba."),
+        (
+            "sweep",
+            2,
+            "is a folder",
+            "name the manifest of one of its averages: --recipe sweep/ema-10ba/ema-manifest.json",
+        ),
         ("bare.safetensors", 2, average, none),
         ("other.json", 3, "is no manifest that this version of ema-cli reads", none),
         ("ckpts", 2, "is a folder", none),
