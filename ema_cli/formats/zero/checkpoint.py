@@ -17,7 +17,6 @@ from ema_cli.formats.zero.saved import RankFile, open_model_states, open_optimiz
 from ema_cli.formats.zero.tables import ModelTables, Vector, read_model_tables, vectors_at
 
 _QUANTIZED = "ds_config/zero_optimization/zero_quantized_nontrainable_weights"
-_MICS = "ds_config/zero_optimization/mics_shard_size"
 
 
 def open_parts(folder: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:
@@ -73,9 +72,6 @@ def tables_of(models: Sequence[RankFile], *, with_experts: bool = False) -> Mode
         raise CheckpointError(
             "the model has experts, of which each rank has others", subject=path, hint=universal_hint(path, path.parent)
         )
-    shard = dig(root, _MICS)
-    if type(shard) is int and shard > 0:
-        raise CheckpointError("groups of ranks hold the model once each (MiCS); that is not read", subject=path)
     tables = read_model_tables(first.content)
     for other in models[1:]:
         theirs = read_model_tables(other.content)

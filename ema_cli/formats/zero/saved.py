@@ -20,6 +20,7 @@ from ema_cli.storage.source import InputFile
 from ema_cli.text import first_few, plural
 
 _ALIKE = ("global_steps", "global_samples", "ds_version")  # in the model states of all ranks
+_MICS = "ds_config/zero_optimization/mics_shard_size"
 _MOST_SHOWN = 8
 
 
@@ -98,7 +99,10 @@ def _check_save(
     folder: Path, of_rank: Mapping[int, str], opened: Sequence[RankFile], count: str, what: str = "model states"
 ) -> None:
     """Check that the model states of all ranks, how many one of them says, are there, and of one save."""
-    ranks = opened[0].content.root.get(count)
+    root = opened[0].content.root
+    ranks, group = root.get(count), dig(root, _MICS)
+    if count == "dp_world_size" and type(group) is int and group > 0:
+        ranks = group  # with MiCS each group of so many ranks holds the whole model, and the first one saves it
     _check_ranks(folder, of_rank, ranks if type(ranks) is int else len(of_rank), what)
     for key in _ALIKE:
         values = [dig(states.content.root, key) for states in opened]
