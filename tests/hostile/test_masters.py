@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.conftest import Case, FolderCases, Harness, Kind, parameters
-from tests.hostile.make import call, data, storage, tensor, text
-from tests.hostile.make_dcp import SHARD, Folder, described, placed
+from tests.hostile.make import build, call, data, storage, tensor, text
+from tests.hostile.make_dcp import METADATA, SHARD, Folder, described, placed
 from tests.hostile.programs import CREATE, IDLE, PROGRAMS, endless
 
 MASTER = "optimizer.state.param."
+NOTHING = build(f"{METADATA}.BytesStorageMetadata", b"}")  # how what is no tensor is described
+LOST = f"'{MASTER}w', by its name the float32 weights of 'w', is not described as a tensor"
 
 
 class Saved(Folder):
@@ -52,6 +54,12 @@ def entry(value: bytes, name: str = "w") -> Callable[[Saved], None]:
     return lambda made: made.entries.update({f"{MASTER}{name}": value})
 
 
+def listed(made: Saved) -> None:
+    """List the float32 weights of w as something that is no tensor, of which nothing is stored."""
+    del made.places[3]
+    entry(NOTHING)(made)
+
+
 def program(label: str) -> Callable[[Path, Path], None]:
     """Return a builder of a folder in which a program stands for the description of weights."""
 
@@ -80,11 +88,19 @@ CASES = [
         inspects=0),
     folder("weights in another file", lambda made: made.places.__setitem__(
         3, (made.places[3][0], placed(0, 100, text("../iter_1/" + SHARD)))), "is not a file name"),
-    # What one of them leaves describes nothing: then there are none of that tensor, as of one that does not train.
-    *(Case(program(label), file=".metadata", label=f"{label}, for weights", code=0 if label == "BUILD" else 3)
+    folder("weights that are described as nothing", entry(NOTHING), LOST, inspects=0),
+    folder("weights that are described nowhere", lambda made: made.entries.pop(f"{MASTER}w"), LOST, inspects=0),
+    folder("weights that are listed and nowhere stored", listed, LOST, inspects=0),
+    # What one of them leaves describes nothing, as of what is no tensor: only --masters looks for it.
+    *(Case(program(label), file=".metadata", label=f"{label}, for weights", inspects=0 if label == "BUILD" else None)
       for label in PROGRAMS),
 ]  # fmt: skip
-QUICK = ("weights that are a program", "weights of another shape", "weights twice")
+QUICK = (
+    "weights that are described as nothing",
+    "weights that are a program",
+    "weights of another shape",
+    "weights twice",
+)
 CASES = [replace(case, full=case.label not in QUICK) for case in CASES]
 
 

@@ -82,16 +82,12 @@ def open_folder(
     if len(selection.tensors) > MAX_TENSORS:
         raise CheckpointError(f"holds {len(selection.tensors)} tensors; at most {MAX_TENSORS} are read", subject=path)
     names = {name: str(stored) for name, stored in selection.tensors.items()}
-    masters = masters_of(metadata, names)
-    if options.masters and not masters:
-        raise buffers_error(path) if lie_in_buffers(metadata) else no_masters_error(path)
+    masters = _find_masters(path, metadata, names, options)
     taken = names if not options.masters else {name: name for name in (*names.values(), *masters.values())}
     tables = metadata.tables(taken)
     files = _open_files(folder, tables)
     stored = DcpTensors.of(tables, files)
     try:
-        if options.masters:
-            check_one_each(metadata, names)
         tensors = with_masters(stored, names, masters) if options.masters else stored
     except CheckpointError as error:
         error.about(path)
@@ -122,6 +118,21 @@ def open_folder(
         notes=tuple(selection.notes),
         left_out=left_out,
     )
+
+
+def _find_masters(path: Path, metadata: Metadata, names: dict[str, str], options: ReadOptions) -> dict[str, str]:
+    """Return the names of the float32 weights of a model's tensors; where they are asked for, check them."""
+    masters = masters_of(metadata, names)
+    if not options.masters:
+        return masters
+    try:
+        check_one_each(metadata, names)
+    except CheckpointError as error:
+        error.about(path)
+        raise
+    if not masters:
+        raise buffers_error(path) if lie_in_buffers(metadata) else no_masters_error(path)
+    return masters
 
 
 def _notes_of_masters(

@@ -6,7 +6,7 @@ write classes of their own modules where torch has the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from math import prod
 
@@ -49,12 +49,14 @@ class Metadata:
         tensors: the entry of each tensor, as unpickled; `tensor` makes a `StoredTensor` of it.
         items: the record of each value that is no tensor.
         paths: the keys that led to a value in the nested dict that was saved, by name, where they are recorded.
+        blobs: the names of the values that are no tensors.
         more: the name of something that torch's own metadata do not say; empty where there is nothing.
     """
 
     file: InputFile
     tensors: dict[str, Inert] = field(default_factory=dict)
     paths: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    blobs: set[str] = field(default_factory=set)
     more: str = ""
     _places: Places = field(default_factory=Places)
     _layouts: Layouts = field(default_factory=Layouts)
@@ -64,6 +66,11 @@ class Metadata:
     def items(self) -> dict[str, Record]:
         """Return the record of each value that is no tensor."""
         return self._places.items
+
+    def undescribed(self) -> Iterator[str]:
+        """Yield the names under which something is stored or listed that is not described as a tensor."""
+        yield from self.blobs
+        yield from (name for name in self._places.names if name not in self.tensors)
 
     def tensor(self, name: str) -> StoredTensor:
         """Return spec and pieces of tensor `name`.
@@ -113,17 +120,16 @@ def parse(file: InputFile, root: object) -> Metadata:
     state = state_of(root, METADATA)
     metadata = Metadata(file)
     metadata.more = ", ".join(f"{name}"[:MAX_PATH] for name, value in state.items() if name not in KNOWN and value)
-    blobs = set()
     for name, entry in dict_of(state.get("state_dict_metadata")).items():
         if isinstance(name, str) and has_fields(entry, _TENSOR):
             metadata.tensors[name] = entry
         elif isinstance(name, str) and is_empty(entry):
-            blobs.add(name)  # of a value that is no tensor nothing is said
+            metadata.blobs.add(name)  # of a value that is no tensor nothing is said
         else:
             raise Damaged(f"{shown(name)} is described by a {kind_of(entry)}, which is unknown")
     if len(metadata.tensors) > 4 * MAX_TENSORS:  # the optimizer has some for each of the model's
         raise Damaged(f"it names {len(metadata.tensors)} tensors; at most {4 * MAX_TENSORS} are read")
-    metadata._places.read(dict_of(state.get("storage_data")), blobs)
+    metadata._places.read(dict_of(state.get("storage_data")), metadata.blobs)
     names = list(metadata.items)
     clash = find_clash(Records.of(metadata.items.values()), names.__getitem__)
     if clash is not None:

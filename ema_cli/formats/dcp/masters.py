@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import TensorSpec
@@ -31,7 +31,7 @@ _BY_NAME = re.compile(r"(?:^|[._/])(?:master|fp32_(?:param|from|groups|flat)|flo
 def masters_of(metadata: Metadata, names: Names) -> dict[str, str]:
     """Return the names of the float32 weights of a model's tensors, by the names of these; their shapes may differ."""
     named: dict[str, str] = {}
-    for master, parameter in _named(metadata):
+    for master, parameter in _named(metadata.tensors):
         named.setdefault(parameter, master)
     return {name: named[stored] for name, stored in names.items() if stored in named} if named else {}
 
@@ -55,11 +55,12 @@ def check_one_each(metadata: Metadata, names: Names) -> None:
     """Check that no tensor of a model has two float32 weights, of which nothing says which the trainer takes.
 
     Raises:
-        CheckpointError: naming both.
+        CheckpointError: naming both; or naming one that is not described as a tensor.
     """
     named: dict[str, str] = {}
     own = {stored: name for name, stored in names.items()}
-    for master, parameter in _named(metadata):
+    _check_described(metadata, own)
+    for master, parameter in _named(metadata.tensors):
         other = named.setdefault(parameter, master)
         if other != master and parameter in own:
             raise CheckpointError(
@@ -68,10 +69,25 @@ def check_one_each(metadata: Metadata, names: Names) -> None:
             )
 
 
-def _named(metadata: Metadata) -> Iterator[tuple[str, str]]:
-    """Yield the names of float32 weights, each with that of its parameter."""
+def _check_described(metadata: Metadata, own: Names) -> None:
+    """Check that what is called the float32 weights of a model's tensor is described as a tensor.
+
+    Raises:
+        CheckpointError: where it is not. Else the model's own would be averaged in its place, among others' masters.
+    """
+    for master, parameter in _named(metadata.undescribed()):
+        if parameter in own:
+            raise CheckpointError(
+                f"'{master}', by its name the float32 weights of '{own[parameter]}', is not described as a tensor",
+                subject=metadata.file.path,
+                hint=f"bring back the file as it was saved, or leave out {option('masters', True)}",
+            )
+
+
+def _named(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield those names that are of float32 weights, each with that of its parameter."""
     # Of the names of all that was saved, which may be many, most are told by a look.
-    marked = (name for name in metadata.tensors if ".state.param." in name or ".state.fp32_param." in name)
+    marked = (name for name in names if ".state.param." in name or ".state.fp32_param." in name)
     yield from ((name, match[1]) for name in marked if (match := _OF_PARAMETER.fullmatch(name)))
 
 
@@ -83,7 +99,7 @@ def can_be_taken(metadata: Metadata, master: str) -> bool:
     match = _OF_PARAMETER.fullmatch(master)
     if match is None or match[1] not in metadata.tensors:
         return False
-    if sum(parameter == match[1] for _, parameter in _named(metadata)) > 1:
+    if sum(parameter == match[1] for _, parameter in _named(metadata.tensors)) > 1:
         return False
     return _fault({name: metadata.tensor(name).spec for name in (match[1], master)}, match[1], master) is None
 
@@ -103,6 +119,7 @@ def masters_that_stay(metadata: Metadata, replaced: Mapping[Path, Sequence[tuple
         return number == len(spans) or spans[number][0] >= record.start + record.size
 
     yield from (name for name in metadata.items if _IN_BUFFERS.fullmatch(name))
+    yield from (name for name, parameter in _named(metadata.undescribed()) if parameter in metadata.tensors)
     for name in metadata.tensors:
         match = _OF_PARAMETER.fullmatch(name)
         is_named = match is not None and match[1] in metadata.tensors

@@ -53,6 +53,11 @@ class Places:
             else:
                 self._read_one(state_of(key, _INDEX), state_of(info, _STORAGE), blobs)
 
+    @property
+    def names(self) -> Collection[str]:
+        """Return the names of all of which pieces are stored."""
+        return self._rows.keys()
+
     def of(self, name: str, pieces: Sequence[Box]) -> Records:
         """Return the records of the pieces of a tensor, these in order of their offsets.
 
