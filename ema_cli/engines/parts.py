@@ -179,7 +179,11 @@ class Parts(Sharing):
         if _is_made(target_job, record):
             self._is_over = True
             return False
-        target_job.check_target()
+        try:
+            target_job.check_target()
+        except OutputError:
+            self.staging.remove_empty()  # nobody goes on where nothing was made
+            raise
         try:
             return self._make(passes, target_job, record, progress)
         except (OutputError, Missing) as error:

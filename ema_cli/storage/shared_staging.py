@@ -6,7 +6,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from ema_cli.errors import OutputError
@@ -78,6 +78,12 @@ class SharedStaging(Staging):
         if isinstance(self._discard, weakref.finalize):
             self._discard.detach()
         self._discard = lambda: None
+
+    def remove_empty(self) -> None:
+        """Remove the folder if nothing was put into it yet."""
+        with suppress(OSError):
+            self.tasks.rmdir()
+            self.folder.rmdir()
 
     def working(self, name: str) -> AbstractContextManager[object]:
         """Return what keeps the folder from being taken for abandoned, under a name of its own.

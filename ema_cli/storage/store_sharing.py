@@ -53,6 +53,9 @@ class SharedStoreStaging(StoreStaging):
             Staging.__enter__(self)
         return self
 
+    def remove_empty(self) -> None:
+        """Do nothing: in a store there are no folders."""
+
     def working(self, name: str) -> AbstractContextManager[object]:
         """Do nothing: nobody removes what lies in a store because it is old."""
         return nullcontext()

@@ -172,7 +172,7 @@ def test_a_part_that_claims_the_publishing_after_another_has_published(
 def test_a_part_that_comes_late(tmp_path: Path):
     """Where all is published already, a part ends well, and reads no tensor; another average is not written over.
 
-    Nor is one without a manifest, which may be another.
+    Nor is one without a manifest, which may be another. An empty folder stayed beside it.
     """
     run = RUNS["transformers"](tmp_path / "transformers")
     for number in (0, 1):
@@ -186,6 +186,7 @@ def test_a_part_that_comes_late(tmp_path: Path):
     assert files_below(tmp_path / "x") == before
     with pytest.raises(OutputError, match="exists already"):
         make(plans(run, "200ba"), tmp_path / "x", Part(0, 2), manifest=False)
+    assert hidden(tmp_path) == []
 
 
 def test_a_damaged_release_is_replaced_where_that_is_wanted(tmp_path: Path):
