@@ -85,6 +85,22 @@ class OutputFile(Protocol):
         ...
 
 
+class WithoutHeader:
+    """A file in which all that stands around the tensors is written at the end."""
+
+    __slots__ = ()
+
+    @property
+    def header(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+    @property
+    def header_size(self) -> int:
+        """Return 0: places are counted from the beginning of the file."""
+        return 0
+
+
 @runtime_checkable
 class FramedFile(OutputFile, Around, Protocol):
     """A file in which something stands around the tensors that follows from them, and can be made in order."""

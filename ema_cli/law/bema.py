@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law import weights
-from ema_cli.law.events import Gap
-from ema_cli.law.law import Words
+from ema_cli.law.law import EveryCheckpoint, Words
 from ema_cli.law.time import Time, Unit
 from ema_cli.law.weights import Gaps
 
 
 @dataclass(frozen=True, slots=True)
-class Bema:
+class Bema(EveryCheckpoint):
     """The bias-corrected EMA of Block and Zhang 2025, algorithm 1: a share of the way from the base model comes on top.
 
         alpha_t (model - base) + EMA_t    with  EMA_t = (1 - beta_t) EMA_before + beta_t model, from the base on
@@ -56,18 +55,6 @@ class Bema:
     def unit(self) -> Unit:
         """Return batches: the numbers are chosen for optimizer steps."""
         return Unit.BATCH
-
-    @property
-    def window(self) -> None:
-        """Return None: all checkpoints enter."""
-
-    @property
-    def default_interval(self) -> None:
-        """Return None: each checkpoint is an update."""
-
-    def measure(self, gap: Gap) -> Fraction:
-        """Return the training time from one checkpoint to the next."""
-        return gap.elapsed
 
     def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
         """Return the weights; the first of the checkpoints is the base."""

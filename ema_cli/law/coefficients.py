@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Self
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.law.events import Gap
-from ema_cli.law.law import Words
+from ema_cli.law.law import EveryCheckpoint, Words
 from ema_cli.law.time import Time
 from ema_cli.law.weights import Gaps
 
@@ -19,7 +18,7 @@ _LARGEST = 1e5  # of a coefficient: beyond, float32 sums have no digit that is r
 
 
 @dataclass(frozen=True, slots=True)
-class Coefficients:
+class Coefficients(EveryCheckpoint):
     """Each checkpoint has the weight that is given for it, negative ones too.
 
     Their sum is 1, to 1e-6, and they are divided by it; with `any_sum` they are taken as they are: then equal values do
@@ -94,18 +93,6 @@ class Coefficients:
     @property
     def unit(self) -> None:
         """Return None: any clock will do."""
-
-    @property
-    def window(self) -> None:
-        """Return None: those enter that are named."""
-
-    @property
-    def default_interval(self) -> None:
-        """Return None: what is named enters."""
-
-    def measure(self, gap: Gap) -> Fraction:
-        """Return the training time from one checkpoint to the next."""
-        return gap.elapsed
 
     def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
         """Return the weights, in the order in which they are given."""

@@ -11,7 +11,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law import decay, weights
 from ema_cli.law.events import Gap
-from ema_cli.law.law import Steady, Words
+from ema_cli.law.law import EveryCheckpoint, Steady, Words
 from ema_cli.law.time import Time, Unit
 from ema_cli.law.weights import Gaps
 
@@ -84,7 +84,7 @@ class HalfLife:
 
 
 @dataclass(frozen=True, slots=True)
-class Smoothing:
+class Smoothing(EveryCheckpoint):
     """Each update keeps the share `value` of the old average, in [0, 1].
 
     Raises:
@@ -112,14 +112,6 @@ class Smoothing:
     @property
     def unit(self) -> None:
         """Return None: only updates count."""
-
-    @property
-    def window(self) -> None:
-        """Return None: all checkpoints enter."""
-
-    @property
-    def default_interval(self) -> None:
-        """Return None: each checkpoint is an update."""
 
     def measure(self, gap: Gap) -> Fraction:
         """Return the updates that were due."""

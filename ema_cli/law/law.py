@@ -82,6 +82,25 @@ class Law(Protocol):
         """Return the law as data under some of `LAW_KEYS`, from which `make_law` makes it again."""
 
 
+class EveryCheckpoint:
+    """What most laws have in common: each checkpoint enters, and is an update event; distances are in training time."""
+
+    __slots__ = ()
+
+    @property
+    def window(self) -> Time | None:
+        """Return None: all of the training counts."""
+        return None
+
+    @property
+    def default_interval(self) -> None:
+        """Return None: each checkpoint, or each update of a live model, is an event."""
+
+    def measure(self, gap: Gap) -> Fraction:
+        """Return the training time from one checkpoint to the next."""
+        return gap.elapsed
+
+
 @dataclass(frozen=True, slots=True)
 class Steady:
     """Weights over events that all keep the same share of the average; `log_kept` is its logarithm."""

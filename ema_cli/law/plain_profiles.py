@@ -11,13 +11,12 @@ from typing import ClassVar
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.law import weights
-from ema_cli.law.events import Gap
-from ema_cli.law.law import Law, Words
+from ema_cli.law.law import EveryCheckpoint, Law, Words
 from ema_cli.law.time import Time, Unit
 from ema_cli.law.weights import Gaps
 
 
-class Profile:
+class Profile(EveryCheckpoint):
     """What profiles have in common: their weights are shares of the training time, in any unit."""
 
     __slots__ = ()
@@ -29,19 +28,6 @@ class Profile:
     def unit(self) -> Unit | None:
         """Return None: any clock will do."""
         return None
-
-    @property
-    def window(self) -> Time | None:
-        """Return None: all of the training counts."""
-        return None
-
-    @property
-    def default_interval(self) -> None:
-        """Return None: each checkpoint counts."""
-
-    def measure(self, gap: Gap) -> Fraction:
-        """Return the training time from one checkpoint to the next."""
-        return gap.elapsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
 from ema_cli.law import decay, weights
 from ema_cli.law.events import Gap
-from ema_cli.law.law import Growing, Words
+from ema_cli.law.law import EveryCheckpoint, Growing, Words
 from ema_cli.law.time import UNIT_NAMES, Time, Unit, format_number
 from ema_cli.law.weights import Gaps
 from ema_cli.text import lazy_pattern
@@ -22,7 +22,7 @@ _SHARE = lazy_pattern(rf"([0-9]{{1,10}}(?:\.[0-9]{{0,20}})?)\s*%\s*({'|'.join(UN
 
 
 @dataclass(frozen=True, slots=True)
-class RelativeHalfLife:
+class RelativeHalfLife(EveryCheckpoint):
     """What `percent` % of the training so far has passed since counts half: the law of torchtitan's EMA.
 
     It is the power-function profile of the exponent ln(2) / share - 1: what goes before keeps (t_1 / t_2) ** (ln(2) /
@@ -91,21 +91,9 @@ class RelativeHalfLife:
         """Return `5%ba`."""
         return f"{format_number(self.percent)}%{self.unit}"
 
-    @property
-    def window(self) -> None:
-        """Return None: all of the training counts."""
-
-    @property
-    def default_interval(self) -> None:
-        """Return None: each checkpoint, or each update of a live model, is an event."""
-
     def doubled(self) -> Self:
         """Return the law of twice the share."""
         return replace(self, percent=2 * self.percent)
-
-    def measure(self, gap: Gap) -> Fraction:
-        """Return the training time from one checkpoint to the next."""
-        return gap.elapsed
 
     def weights(self, gaps: Gaps, clocks: Sequence[Fraction], *, bias_correction: bool) -> list[float]:
         """Return the share of the profile that each checkpoint stands for; one at the origin has none."""

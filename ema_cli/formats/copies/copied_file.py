@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 from ema_cli.dataclass import dataclass
-from ema_cli.formats.output_file import Stream, Table
+from ema_cli.formats.output_file import Stream, Table, WithoutHeader
 from ema_cli.formats.torch_save.writer import write_frame
 from ema_cli.storage.around import Content, pieces
 from ema_cli.storage.source import FileRegion, InputFile
@@ -74,7 +74,7 @@ def _begin(copied: Copied) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class CopiedFile:
+class CopiedFile(WithoutHeader):
     """One file to be written over again.
 
     Attributes:
@@ -90,16 +90,6 @@ class CopiedFile:
     source: InputFile
     replaced: Sequence[Span]
     around: Frame
-
-    @property
-    def header(self) -> bytes:
-        """Return nothing: all that stands around the tensors is written at the end."""
-        return b""
-
-    @property
-    def header_size(self) -> int:
-        """Return 0: places are counted from the beginning of the file."""
-        return 0
 
     @property
     def size(self) -> int:

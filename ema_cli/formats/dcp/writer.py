@@ -13,7 +13,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
 from ema_cli.formats.boxes import Box
 from ema_cli.formats.dcp.pieces import Record, Records, StoredTensor
-from ema_cli.formats.output_file import Stream, Table
+from ema_cli.formats.output_file import Stream, Table, WithoutHeader
 from ema_cli.formats.torch_save.pickle_writer import PickleWriter
 from ema_cli.formats.torch_save.writer import Part, TorchOutput, lay_out_tensor, write_frame
 
@@ -25,21 +25,11 @@ _NEW = b")\x81"  # makes an object of the class before, without calling it
 
 
 @dataclass(frozen=True, slots=True)
-class DcpShard:
+class DcpShard(WithoutHeader):
     """The shard with all tensors; an `OutputFile`."""
 
     table: Table
     name: str = SHARD_NAME
-
-    @property
-    def header(self) -> bytes:
-        """Return nothing: what stands around the tensors is written at the end."""
-        return b""
-
-    @property
-    def header_size(self) -> int:
-        """Return 0: places are counted from the beginning of the file."""
-        return 0
 
     @property
     def size(self) -> int:
