@@ -36,7 +36,6 @@ def answered(ask: Callable[[], T]) -> T:
         obstore.exceptions.GenericError: where no answer comes though the program is to end.
         EmaError: where no thread can be started.
     """
-    global _unanswered
     began, future = time.monotonic(), Future[T]()
 
     def run() -> None:
@@ -49,9 +48,8 @@ def answered(ask: Callable[[], T]) -> T:
         threading.Thread(target=run, name=WAITS_FOR_STORE, daemon=True).start()
     while not wait([future], _TICK_SECONDS).done:
         since = ending_since()
-        patience = _LITTLE_PATIENCE_SECONDS if is_given_up() else _PATIENCE_SECONDS
-        if since is not None and time.monotonic() > max(since, began) + patience:
-            _unanswered = since
+        if since is not None and time.monotonic() > max(since, began) + patience_seconds():
+            give_up()
             raise obstore().exceptions.GenericError("no answer came until the end of the program")
     return future.result()
 
@@ -59,6 +57,17 @@ def answered(ask: Callable[[], T]) -> T:
 def answered_in_main(ask: Callable[[], T]) -> T:
     """Return what `ask` brings: in the main thread as `answered`, in others directly, as nobody need wait for these."""
     return answered(ask) if threading.current_thread() is threading.main_thread() else ask()
+
+
+def patience_seconds() -> float:
+    """Return how long an answer is awaited once the program is to end: not long any more where one did not come."""
+    return _LITTLE_PATIENCE_SECONDS if is_given_up() else _PATIENCE_SECONDS
+
+
+def give_up() -> None:
+    """Note that an answer did not come though the program is to end."""
+    global _unanswered
+    _unanswered = ending_since()
 
 
 def is_given_up() -> bool:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 
 from ema_cli.errors import OutputError
+from ema_cli.storage.asking import give_up, patience_seconds
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.stores import client_of, obstore, output_errors_in_store
 from ema_cli.system.signals import ending_since
@@ -23,8 +24,7 @@ _SENT_BYTES = 48 << 20  # of the parts of one object that are on their way
 _PARTS_AT_ONCE = 4
 _WAITING_PIECES = 2  # that were handed over and are in no part yet
 _TICK_SECONDS = 0.2
-_PATIENCE_SECONDS = 10.0
-_LITTLE_PATIENCE_SECONDS = 5.0  # once the program is to end
+_PATIENCE_SECONDS = 10.0  # for the end of uploads, unless the program is to end
 
 
 def part_bytes(size: int) -> int:
@@ -51,11 +51,14 @@ def sending_bytes(size: int, objects: int = 1) -> int:
 
 def abort(uploads: Iterable[Upload]) -> bool:
     """Let the store forget what was sent. One that does not answer is not waited for long; return whether it did."""
-    patience = _PATIENCE_SECONDS if ending_since() is None else _LITTLE_PATIENCE_SECONDS
-    stopped, deadline = list(uploads), time.monotonic() + patience
+    is_ending = ending_since() is not None
+    stopped, deadline = list(uploads), time.monotonic() + (patience_seconds() if is_ending else _PATIENCE_SECONDS)
     for upload in stopped:
         upload.stop()
-    return all(upload.has_ended(max(0.0, deadline - time.monotonic())) for upload in stopped)
+    have_ended = all(upload.has_ended(max(0.0, deadline - time.monotonic())) for upload in stopped)
+    if is_ending and not have_ended:
+        give_up()
+    return have_ended
 
 
 def held_bytes(size: int) -> int:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from ema_cli.storage import asking
 from ema_cli.storage.asking import answered, answered_in_main, is_given_up
+from ema_cli.storage.names import StorePath
+from ema_cli.storage.uploads import Upload, abort
 from ema_cli.system import signals
 from ema_cli.system.signals import Interrupted, deferred_signals
 from tests.storage.stores import obstore
@@ -70,6 +73,28 @@ def test_once_the_program_is_to_end_an_answer_is_not_awaited_for_long(silence: C
     with pytest.raises(Interrupted), signals.unwinding():
         step()
     assert not is_given_up(), "the next run waits for as long as any"
+
+
+def test_uploads_that_do_not_end_are_an_answer_that_did_not_come(silence: Callable[[], object]):
+    """What is asked after them is not awaited for long again, nor are they after such an answer: one wait in all."""
+    upload = Upload(StorePath("memory://silent/x.bin"), 1)
+    upload._thread = threading.Thread(target=silence, daemon=True)
+    upload._thread.start()
+
+    def step() -> None:
+        with deferred_signals():
+            interrupt()
+            began = time.monotonic()
+            assert not abort([upload])
+            assert is_given_up()
+            for _ in range(3):
+                with pytest.raises(obstore.exceptions.GenericError, match=NO_ANSWER):
+                    answered(silence)
+                assert not abort([upload])
+            assert time.monotonic() - began < 2
+
+    with pytest.raises(Interrupted), signals.unwinding():
+        step()
 
 
 def test_a_first_signal_after_which_there_is_something_to_finish_gives_nothing_up(silence: Callable[[], object]):
