@@ -19,7 +19,7 @@ from ema_cli.errors import OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
-from ema_cli.storage.lease import LEASE_SECONDS, Held, Lease, LeaseLost
+from ema_cli.storage.lease import LEASE_SECONDS, Held, Lease
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.shared_staging import SharedStaging
 from ema_cli.storage.staging import Sender, Staging
@@ -139,7 +139,7 @@ class Spread(Sharing):
             else:
                 send(making)
                 send(finishing)
-        except LeaseLost as error:  # which a worker sees
+        except OutputError as error:  # a worker sees that the lease is another one's, or that the folder is gone
             self._check_ours(error)
             raise
         if self._lease is not None:  # a claim is checked when all is put

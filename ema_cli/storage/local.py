@@ -90,11 +90,12 @@ class LocalPath:
             raise OutputError("may not be written into", subject=self.path, hint=WRITE_ELSEWHERE)
 
     def make_folder(self) -> None:
-        """Make a folder here, and those around it, unless there is one already."""
+        """Make a folder here, and those around it, unless there is one already; see `make_folders`."""
         from ema_cli.storage.output_stream import output_errors
+        from ema_cli.storage.staging import make_folders  # which only those need who write
 
         with output_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folders(self.path)
 
     def staging(self) -> AbstractContextManager[Staging]:
         """Return a private place for what will be published here, all of it or nothing."""

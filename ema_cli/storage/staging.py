@@ -6,6 +6,7 @@ that place finds it unlocked and removes it.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -98,7 +99,7 @@ class Staging:
         """Make the folder `name` in this one, unless it is there already, and return its path."""
         folder = self.folder / name
         with output_errors(self.target):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)
         return folder
 
     def sender(self, objects: int) -> Sender | None:
@@ -220,6 +221,24 @@ class Staging:
                 subject=self.target,
                 hint=f"a power cut now may undo it; check the disk, and write it again with {option('force', True)}",
             ) from error
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those around it, unless they are there; but none in which an output is made.
+
+    Only who begins to make an output makes that one, and who ends removes it. Whoever stood still meanwhile would leave
+    it behind once more.
+
+    Raises:
+        FileNotFoundError: where that one is gone.
+        OSError: where the file system refuses.
+    """
+    if folder.is_dir():
+        return
+    if folder.name.startswith(_PREFIX):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import count
@@ -20,7 +21,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.engines.lost import Wrapped
-from tests.engines.runs import RUNS
+from tests.engines.runs import RUNS, files_below
 from tests.engines.test_equal_bytes import plans
 from tests.engines.test_stores import present, put_run
 from tests.storage.stores import put
@@ -58,6 +59,24 @@ def test_in_a_folder(tmp_path: Path, executor: Executor, number: int, is_here: b
     (left,) = (tmp_path / "out").iterdir()
     assert (left / ".tasks" / "publishing").read_bytes() == OTHER
     assert [path.name for path in left.glob("**/*.safetensors")], "what the other one makes"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_folder_that_the_other_one_has_removed(tmp_path: Path, executor: Executor, number: int):
+    """It has published meanwhile: what a worker, or the one who asks, says of the folder is not what is told."""
+    made = plans(RUNS["one file"](tmp_path / "run"), "200ba")
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "x.safetensors"
+
+    def publish() -> None:
+        (folder,) = (tmp_path / "out").glob(".ema-cli-parts-*")
+        shutil.rmtree(folder)
+        target.write_bytes(OTHER)
+
+    job = prepare(made, parse_target(target), force=False)
+    with pytest.raises(Held, match="another run went on with it"):
+        perform(job, by=Engine("x", Wrapped(executor, calls(publish, number)), is_here=True))
+    assert files_below(tmp_path / "out") == {"x.safetensors": OTHER}
 
 
 def test_in_a_store(tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,7 @@ import pytest
 
 from ema_cli.errors import OutputError
 from ema_cli.storage import renames, staging
+from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.staging import Staging
 
@@ -181,6 +182,19 @@ def test_a_dead_run_s_litter_is_removed_and_a_living_one_s_is_not(tmp_path: Path
     assert (tmp_path / name / "half").exists()
     stage_file(tmp_path / "y.safetensors", b"1")
     assert listing(tmp_path) == ["x.safetensors", "y.safetensors"]
+
+
+def test_a_hidden_folder_that_is_gone_is_not_made_anew(tmp_path: Path):
+    """Whoever stood still while it was removed, with the output published, is told; nothing is left beside that."""
+    with Staging(tmp_path / "out") as place:
+        late = place.folder / "out" / "inner"
+        location(late).make_folder()
+        location(late).make_folder()
+        assert late.is_dir()
+    for make in (location(late).make_folder, lambda: place.make_folder(Path("out"))):
+        with pytest.raises(OutputError, match="No such file or directory"):
+            make()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path):
