@@ -107,9 +107,8 @@ def open_stored(paths: Sequence[Path], *, copy: Sequence[str] = (), component: s
     check_paths(paths)
     if len(paths) > 1:
         paths = [path.absolute() for path in paths]
-    root = common_folder(path.parent for path in paths)
-    if len(paths) == 1 and location(paths[0]).info().is_folder:
-        root = paths[0]
+    is_one_folder = len(paths) == 1 and location(paths[0]).info().is_folder
+    root = paths[0] if is_one_folder else common_folder(path.parent for path in paths)
     opened, passed_over = _open_all(paths, root)
     if not opened:
         raise NoWeights(

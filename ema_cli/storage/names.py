@@ -221,6 +221,8 @@ def absolute_name(path: Path) -> str:
 def common_folder(paths: Iterable[Path]) -> Path:
     """Return the innermost folder around all paths, which are all absolute or all relative.
 
+    Around a single bucket that is the store, as `s3:`.
+
     Raises:
         UsageError: where some are in a store and others are not, or they are in different ones.
     """
@@ -229,8 +231,11 @@ def common_folder(paths: Iterable[Path]) -> Path:
         return Path(os.path.commonpath(several))
     first = several[0]
     for folder in (first, *first.parents):
-        if all(path.is_relative_to(folder) for path in several) and len(folder.parts) > 1:
+        is_in_bucket = len(folder.parts) > 1
+        if all(path.is_relative_to(folder) for path in several) and (is_in_bucket or len(several) == 1):
             return folder
+    if any(isinstance(path, StorePath) and not path.bucket for path in several):
+        raise UsageError("a whole bucket is named beside others", hint="name what lies in one bucket")
     other = next(path for path in several if path.parts[:2] != first.parts[:2])
     raise UsageError(f"is not in the store of {first}", subject=other, hint="name what lies in one of the two")
 

@@ -29,11 +29,13 @@ _WORDS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AW
 _WORD = re.compile("[!-~]*")
 _QUERY = re.compile(r"\?[^\s)\"']*")
 _ANSWERED_NO = ("401", "403")
+_AZURE = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    **dict.fromkeys(("az", "abfs", "abfss"), _AZURE),
 }
+_LACKING = "must be specified"  # what obstore says of a setting that it cannot do without
 _NOT_REACHED = "error sending request"
 _lock = threading.Lock()
 _clients: dict[tuple[str, bool], Any] = {}  # by address, and whether they leave requests unsigned
@@ -195,6 +197,6 @@ def _advice(path: StorePath, reason: str) -> str | None:
         where = f", and at {_ENDPOINTS[1]}, which names the server" if path.scheme == "s3" else ""
         return f"nobody answered: look at the network{where}"
     known = _CREDENTIALS.get(path.scheme)
-    if known is None or not reason.startswith(_ANSWERED_NO):
+    if known is None or not (reason.startswith(_ANSWERED_NO) or _LACKING in reason):
         return None
     return f"credentials come from the environment: {known}; what is public is read with {option('anonymous', True)}"

@@ -75,6 +75,22 @@ def test_each_form_of_output_is_the_same_there(
         assert cli("verify", published, "--against", bucket / "hf").code == 0
 
 
+def test_a_whole_bucket_is_a_checkpoint_or_holds_a_run(tmp_path: Path, cli: Cli):
+    """Around it there is no folder, which ended inspect and average with a traceback."""
+    write_hf_run(tmp_path / "hf", [500, 1000])
+    holds_one, holds_run = (StorePath(f"memory://everywhere-{next(_numbers)}") for _ in range(2))
+    put_folder(holds_one, local(tmp_path / "hf" / "checkpoint-500"))
+    put_folder(holds_run, local(tmp_path / "hf"))
+    for bucket, law, line in ((holds_one, ("--last", "1"), "3 tensors"), (holds_run, LAW, "2 checkpoints")):
+        done = cli("inspect", bucket)
+        assert (done.code, line in done.out) == (0, True), done
+        name = bucket.bucket
+        assert cli("average", bucket, *law, "-o", name).code == 0
+        assert cli("verify", name, "--against", bucket).code == 0
+    done = cli("average", holds_run, *LAW, "--from", "stored")
+    assert (done.code, "no stored average in this folder" in done.err) == (3, True), done
+
+
 def test_a_recipe_is_read_from_a_store(bucket: StorePath, tmp_path: Path, cli: Cli):
     """A manifest there makes the same bytes again, elsewhere."""
     assert cli("average", bucket / "hf", *LAW, "-o", bucket / "one").code == 0

@@ -126,6 +126,11 @@ def test_a_common_folder_is_in_one_store():
     """Names of checkpoints are relative to it; between stores, or a store and a disk, there is none."""
     assert common_folder([RUN / "a" / "x", RUN / "b"]) == RUN
     assert common_folder([Path("/data/a"), Path("/data/b")]) == Path("/data")
+    whole = StorePath("s3://bucket")
+    assert common_folder([whole.parent]) == StorePath("s3:")
+    for other in (StorePath("s3://other").parent, RUN):
+        with pytest.raises(UsageError, match="a whole bucket is named beside others"):
+            common_folder([whole.parent, other])
     for other in ("/data/a", "s3://other/run", "gs://bucket/run"):
         with pytest.raises(UsageError, match=r"is not in the store of s3://bucket/run"):
             common_folder([RUN, as_path(other)])

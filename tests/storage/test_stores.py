@@ -20,7 +20,7 @@ from ema_cli import average as write_average
 from ema_cli.errors import Unreadable
 from ema_cli.storage import listing, objects, stores
 from ema_cli.storage.location import location
-from ema_cli.storage.names import StorePath
+from ema_cli.storage.names import StorePath, anonymously, as_path
 from tests.conftest import Cli, Outcome
 from tests.storage.conftest import KEY, SECRET
 from tests.storage.proxy import Proxy, Request
@@ -259,6 +259,29 @@ def test_a_store_that_cannot_be_reached_is_an_error_with_a_way_on(cli: Cli, monk
     done = cli("inspect", "s3://ckpts/run", "--no-cache")
     assert done.code == 3
     assert "\nhint:  nobody answered: look at the network, and at AWS_ENDPOINT_URL" in done.err
+
+
+@pytest.mark.parametrize("address", ["s3://b/run", "az://b/run", "abfss://b@account.dfs.core.windows.net/run"])
+def test_without_a_signature_none_is_made_of_what_the_environment_has(address: str, monkeypatch: pytest.MonkeyPatch):
+    """Of Azure's own addresses, too: --anonymous was not heeded there."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.setenv(name, "name")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    monkeypatch.setattr(stores, "_clients", {})
+    path = as_path(address)
+    assert isinstance(path, StorePath)
+    unsigned = anonymously(path)
+    assert isinstance(unsigned, StorePath)
+    assert stores.client_of(unsigned).config.get("skip_signature") == "true"
+    assert stores.client_of(path).config.get("skip_signature") is None
+
+
+def test_an_account_of_azure_that_nobody_names_is_an_error_with_a_way_on(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    """The words are obstore's, the variable ours."""
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    done = cli("inspect", "az://box/run")
+    assert (done.code, "Account must be specified" in done.err) == (3, True), done
+    assert "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY" in done.err
 
 
 def test_what_a_server_says_is_told_without_what_signs():
