@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.folding.buffers import BufferSizes, comes_in_pieces, default_bytes, divide_memory, in_store, least_bytes
+from ema_cli.folding.buffers import BufferSizes, arrival, default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.formats.arrays.reader import keep_blocks, memory_of_blocks
 from ema_cli.job import Job
 from ema_cli.storage.names import StorePath
@@ -25,7 +25,7 @@ _LEAST_BUFFER_BYTES = 2 << 20
 _SEGMENTS_OF_ONE = 8  # large average: what several threads make, and what waits for the disk
 _LEAST_SEGMENTS_OF_ONE = 2
 _MOST_SEGMENTS = 32
-_WINDOW_BYTES = 64 << 20  # a layer or more: the order of tensors differs between files within these, as a rule
+_WINDOW_BYTES = 1 << 30  # many layers: the order of tensors differs between files within these, as a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _divided(job: Job, budget: int, threads: int | None) -> Pass:
         len(job.plans),
         job.newest,
         from_store=from_store,
-        in_pieces=comes_in_pieces(job.checkpoints),
+        arrives=arrival(job.checkpoints),
     )
     # What is sent is sent in its order.
     sizes = replace(sizes, window=_WINDOW_BYTES) if from_store and not job.is_sent else sizes

@@ -84,7 +84,7 @@ def reading(source: random.Random, arena: bytearray, given: tuple[object, ...], 
         while left or not number:
             size = left if source.random() < 0.5 else source.randrange(left + 1)
             size += source.choice((0,) * 499 + (1, -1))
-            spans.append((source.choice((file,) * 499 + (-1, 2**31)), source.choice((0, 1, 63, 10**5)), size))
+            spans.append((source.choice((file,) * 499 + (-1, 2**31)), source.choice((0, 1, 63, 10**5, -1)), size))
             left, number = max(0, left - size), number + 1
         counts.append(number + source.choice((0,) * 499 + (1, -1)))
     numbers = array("q", [number for span in spans for number in span]).tobytes()

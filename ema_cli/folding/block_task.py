@@ -7,7 +7,7 @@ checkpoints: another process that opens the same files gets the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
@@ -65,6 +65,10 @@ class BlockOutput:
     non_finite: NonFiniteElements | None
 
 
+class SumsLost(Exception):
+    """Some of what was to be added to the sums of a block did not come: they have to be begun again."""
+
+
 class Reader(Protocol):
     """Reads blocks of opened checkpoints."""
 
@@ -83,6 +87,7 @@ class Reader(Protocol):
 
         Raises:
             CheckpointError: where a checkpoint cannot be read.
+            SumsLost: where it is to be read in another way. That is not raised twice of one checkpoint.
         """
 
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:
@@ -178,17 +183,24 @@ def _copy(task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside) -
 def _average(task: BlockTask, reader: Reader, workspace: Workspace, aside: Aside) -> Iterator[BlockOutput]:
     """Yield the weighted sums of the block: checkpoints are added from the newest to the oldest, a few at a time."""
     block = task.block
-    sums = workspace.begin(SumSpec(block.count, block.dtypes, block.target, task.weights))
-    for last in range(len(block.dtypes) - 1, -1, -task.rows):
-        numbers = range(last, max(last - task.rows, -1), -1)
-        if not reader.read_and_add(task, numbers, sums):
-            reader.read(task, numbers, sums.rows(numbers, [reader.offset(task, number) for number in numbers]))
-            sums.add(numbers)
+    while True:
+        sums = workspace.begin(SumSpec(block.count, block.dtypes, block.target, task.weights))
+        with suppress(SumsLost):
+            _add_all(task, reader, sums)
+            break
     for average in range(len(task.weights.rows)):
         non_finite = None
         if not sums.complete(average):
             non_finite = aside(partial(sums.settle, average, partial(reader.read_again, task)))
         yield BlockOutput(average, block.target, sums.encode(average), non_finite)
+
+
+def _add_all(task: BlockTask, reader: Reader, sums: BlockSums) -> None:
+    for last in range(len(task.block.dtypes) - 1, -1, -task.rows):
+        numbers = range(last, max(last - task.rows, -1), -1)
+        if not reader.read_and_add(task, numbers, sums):
+            reader.read(task, numbers, sums.rows(numbers, [reader.offset(task, number) for number in numbers]))
+            sums.add(numbers)
 
 
 def _read_pieces(tensors: Tensors, pieces: Sequence[Piece], dtype: DType, out: memoryview) -> None:

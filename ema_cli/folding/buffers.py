@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from enum import Enum
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.folding.kernel import Kernel, WorkspaceSize
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.storage.names import HUB, StorePath
+from ema_cli.storage.stores import is_plain
 
 DEFAULT_BYTES = 80 << 20
 _STORE_BYTES = 128 << 20  # where checkpoints lie in a store
@@ -22,13 +24,24 @@ _REQUEST_BYTES = 1 << 24
 _LONG_REQUEST_BYTES = 1 << 27
 _MOST_STRETCH = 512  # blocks, each of which takes some memory
 _HELD_BYTES = 1 << 19  # of a checkpoint that comes ahead, what came with the last piece of a block
-_CONNECTIONS = 16  # to begin with
 _MOST_CONNECTIONS = 48
 _LEAST_WORKERS = 2  # where nothing comes ahead: one waits for its requests while the other adds
 _LEAST_ROWS = 2
 _SHORT_ROW_BYTES = 1 << 17  # rather fewer rows than shorter ones
 _LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
 _MOST_WORKERS = 64
+
+
+class Arrival(Enum):
+    """How the bytes of a long request to a store arrive: all at once, bit by bit, or over a connection of ours."""
+
+    WHOLE = "whole"
+    PIECES = "pieces"
+    STRAIGHT = "straight"
+
+
+# To begin with. Ours cost little: two threads receive from sixteen each, so that one works while the other waits.
+_CONNECTIONS = {Arrival.WHOLE: 16, Arrival.PIECES: 16, Arrival.STRAIGHT: 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +105,12 @@ def in_store(checkpoints: Iterable[Checkpoint]) -> bool:
     return any(isinstance(checkpoint.path, StorePath) for checkpoint in checkpoints)
 
 
-def comes_in_pieces(checkpoints: Iterable[Checkpoint]) -> bool:
-    """Return whether a long request brings its bytes bit by bit: from the Hub, all of them come at once."""
-    return not any(isinstance(each.path, StorePath) and each.path.scheme == HUB for each in checkpoints)
+def arrival(checkpoints: Iterable[Checkpoint]) -> Arrival:
+    """Return how long requests bring the bytes of these checkpoints, which lie in stores."""
+    paths = [each.path for each in checkpoints]
+    if any(isinstance(path, StorePath) and path.scheme == HUB for path in paths):
+        return Arrival.WHOLE
+    return Arrival.STRAIGHT if all(isinstance(path, StorePath) and is_plain(path) for path in paths) else Arrival.PIECES
 
 
 def divide_memory(
@@ -105,7 +121,7 @@ def divide_memory(
     kernel: Kernel | None = None,
     *,
     from_store: int = 0,
-    in_pieces: bool = True,
+    arrives: Arrival = Arrival.PIECES,
 ) -> BufferSizes:
     """Return sizes that keep `threads` at work within `nbytes`; fewer threads where these do not fit.
 
@@ -116,14 +132,14 @@ def divide_memory(
         newest: different newest checkpoints among these.
         kernel: the arithmetic; None for that of this process.
         from_store: how many checkpoints there are, where they lie in a store.
-        in_pieces: whether what a long request to it brings can be taken bit by bit.
+        arrives: how what a long request to it brings arrives.
     """
     kernel = kernel or chosen_kernel().kernel
     least = least_bytes(averages, newest, kernel)
     assert nbytes >= least, "checked by the caller, who knows what the user asked for"
     sizes = BufferSizes(min(threads, nbytes // least), _MOST_WORKERS, kernel.rows, kernel.row_bytes)
     if from_store:
-        sizes = _store_sizes(from_store, in_pieces=in_pieces)
+        sizes = _store_sizes(from_store, arrives)
         smallest = replace(sizes, rows=_LEAST_ROWS, row_bytes=_LEAST_ROW_BYTES, stored_bytes=_LEAST_ROW_BYTES // 2)
         if smallest.worker_bytes(averages, newest, kernel) > nbytes:
             sizes = replace(sizes, ahead=0)
@@ -145,23 +161,23 @@ def divide_memory(
     return replace(sizes, most_workers=max(most, sizes.threads))
 
 
-def _store_sizes(checkpoints: int, *, in_pieces: bool) -> BufferSizes:
+def _store_sizes(checkpoints: int, arrives: Arrival) -> BufferSizes:
     """Return what a fold from a store begins with: a request for each checkpoint in each thread, over many blocks.
 
     Of very many checkpoints a thread has no request for each, and the Hub's client gives all that a request brings at
     once: then one brings a block, and several wait side by side.
     """
-    is_ahead = in_pieces and checkpoints <= _MOST_CONNECTIONS
+    is_ahead = arrives is not Arrival.WHOLE and checkpoints <= _MOST_CONNECTIONS
     rows = max(_LEAST_ROWS, min(_STORE_ROWS if is_ahead else _STORE_ROWS // 2, checkpoints))
     at_once = checkpoints if is_ahead else rows
     stored = _STORED_BYTES if is_ahead else _ALONE_BYTES
     return BufferSizes(
-        threads=-(-_CONNECTIONS // at_once),
+        threads=-(-_CONNECTIONS[arrives] // at_once),
         most_workers=_MOST_CONNECTIONS // at_once,
         rows=rows,
         row_bytes=2 * stored,
         stored_bytes=stored,
         ahead=checkpoints if is_ahead else 0,
         waits=True,
-        copies=0 if in_pieces else _COPIES,
+        copies=_COPIES if arrives is Arrival.WHOLE else 0,
     )

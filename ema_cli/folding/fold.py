@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _TICK_SECONDS = 0.1
 # Bytes a second of one connection: sixteen that are faster are near, and wait for processors, or fill the line.
 _NEAR_RATE = 64 << 20
+_LEAST_IDLE = 0.5  # processors: where none is, it is they that are waited for
 _PATIENCE_SECONDS = 2
 
 
@@ -167,6 +168,7 @@ class _Workers:
         if self.sizes.ahead:
             keep_freed()
             self.reader.pace.slow_seconds = self.sizes.stored_bytes / _NEAR_RATE
+            self.reader.pace.least_idle = _LEAST_IDLE
         try:
             number, last, may_grow = self.sizes.threads, 0, True
             if self.sizes.waits:
@@ -258,7 +260,7 @@ class _Workers:
 
     def _next_stretch(self) -> int:
         """Return how many blocks to take: many are asked for in one request, but all threads are to have work."""
-        share = self.left // self._block_bytes // (2 * self._threads)
+        share = self.left // self._block_bytes // (2 * self._threads if self._threads > 1 else 1)
         return max(self.sizes.stretch, min(2 * self._stretch, self.sizes.most_stretch, share))
 
     @property

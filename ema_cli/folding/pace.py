@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+from ema_cli.system.processors import idle_seconds
+
 # A network file system takes longer than this to answer. A local disk does not, if as many threads read as there are
 # processors; more threads only slow it down.
 _SLOW_READ_SECONDS = 4e-3
@@ -19,15 +21,18 @@ class Pace:
     Attributes:
         was_in_vain: whether the last increase did not help.
         slow_seconds: from so long on a read is slow.
+        least_idle: processors that are idle, without which no more is read at once.
     """
 
     def __init__(self) -> None:
         self.was_in_vain = False
         self.slow_seconds = _SLOW_READ_SECONDS
+        self.least_idle = 0.0
         self._lock = threading.Lock()
         self._reads = 0
         self._seconds = 0.0
         self._since = time.monotonic()
+        self._idle = idle_seconds()
         self._begun = False  # whether what was read first is behind
         self._rate = 0.0  # reads per second when more were started last
 
@@ -40,7 +45,7 @@ class Pace:
     def wants_more(self) -> bool:
         """Decide whether to read more at once: reads are slow, and the last increase made their rate a fifth higher.
 
-        Asked more often than every half second, it answers False, and decides later.
+        Asked more often than every half second, it answers False, and decides later; while processors are busy, too.
         """
         with self._lock:
             reads, seconds, now = self._reads, self._seconds, time.monotonic()
@@ -48,9 +53,12 @@ class Pace:
             if reads == 0 or elapsed < _LEAST_SECONDS:
                 return False
             self._reads, self._seconds, self._since = 0, 0.0, now
+            before, self._idle = self._idle, idle_seconds()
             if not self._begun:
                 self._begun = True
                 return False
+        if before is not None and self._idle is not None and self._idle - before < self.least_idle * elapsed:
+            return False
         rate = reads / max(elapsed, 1e-9)
         if seconds < reads * self.slow_seconds or rate < self._rate * _GAIN:
             self.was_in_vain = self._rate > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,9 +13,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint
-from ema_cli.folding.block_task import BlockTask, CheckpointReader
+from ema_cli.folding.block_task import BlockTask, CheckpointReader, SumsLost
 from ema_cli.folding.direct import read_and_add
-from ema_cli.folding.kernel import BlockSums, copy_together
+from ema_cli.folding.kernel import BlockSums, Spans, copy_together
 from ema_cli.folding.pace import Pace
 from ema_cli.storage.checksums import Checksums
 
@@ -149,6 +150,23 @@ class FoldReader(CheckpointReader):
         with self._lock:
             self.bytes_read += sum(size for row in rows for _, _, size in row)
         return True
+
+    def receive_and_add(
+        self, sums: BlockSums, numbers: Sequence[int], descriptors: Sequence[int], sizes: Sequence[int]
+    ) -> None:
+        """Receive the blocks of these checkpoints from connections, so many bytes of each, and add them.
+
+        Raises:
+            SumsLost: where not all of them come.
+            Stopped: where the fold has ended.
+        """
+        table = array(
+            "q", [number for pair in zip(descriptors, sizes, strict=True) for number in (pair[0], -1, pair[1])]
+        )
+        spans = Spans([0] * len(numbers), table, array("q", [1] * len(numbers)))
+        with self.counted(sizes):
+            if sums.read_and_add(numbers, spans, self._stop).span >= 0:
+                raise SumsLost
 
     def _read_row(
         self, task: BlockTask, come: Mapping[int, Sequence[memoryview]], number: int, row: memoryview

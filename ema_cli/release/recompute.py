@@ -13,7 +13,7 @@ from ema_cli.comparing.replicas import check_replicas
 from ema_cli.comparing.stored_sums import check_stored_sums
 from ema_cli.engines.engine import Engine
 from ema_cli.errors import EmaError, OutputError, RunError, UsageError, at_terminal
-from ema_cli.folding.buffers import comes_in_pieces, default_bytes, divide_memory, in_store, least_bytes
+from ema_cli.folding.buffers import arrival, default_bytes, divide_memory, in_store, least_bytes
 from ema_cli.folding.sample import Sample
 from ema_cli.job import Job
 from ema_cli.manifest.recipe_record import check_base
@@ -130,8 +130,8 @@ def _compare(
     )
     threads = threads if engine is None else engine.threads
     from_store = len(job.checkpoints) if in_store(job.checkpoints) else 0
-    nbytes, in_pieces = max(default_bytes(job.checkpoints), least_bytes()), comes_in_pieces(job.checkpoints)
-    sizes = divide_memory(nbytes, threads, from_store=from_store, in_pieces=in_pieces)
+    nbytes, arrives = max(default_bytes(job.checkpoints), least_bytes()), arrival(job.checkpoints)
+    sizes = divide_memory(nbytes, threads, from_store=from_store, arrives=arrives)
     if engine is None:
         folded = job.fold([comparison], sizes=sizes, checksums=record.checksums, sample=sample, progress=progress)
     else:

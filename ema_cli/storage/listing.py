@@ -43,6 +43,17 @@ class StoredObject:
         """Return whether the tag tells the object from all that may ever be put in its place."""
         return bool(self.pinned) or (self.is_etag and not self.tag.startswith("W/"))
 
+    @property
+    def condition(self) -> str | None:
+        """Return the ETag that a request asks for; None where there is none that servers take for a condition."""
+        if not self.is_etag or self.tag.startswith("W/"):
+            return None
+        return self.tag if self.tag.startswith('"') else f'"{self.tag}"'
+
+    def is_tagged(self, tag: str) -> bool:
+        """Return whether an answer with this tag is of the object."""
+        return _plain(tag) == _plain(self.tag)
+
     @classmethod
     def of(cls, meta: Mapping[str, Any], first_bytes: bytes = b"") -> StoredObject:
         """Return the object of obstore's description."""
@@ -68,6 +79,11 @@ def shards_of(text: bytes, index: StorePath) -> list[str]:
 def tag_of(meta: Mapping[str, Any]) -> str:
     """Return the ETag of obstore's description, else the time of change."""
     return str(meta["e_tag"]) if meta["e_tag"] is not None else str(meta["last_modified"])
+
+
+def _plain(tag: str) -> str:
+    """Return an ETag as all answers of a store have it: a listing of Azure's leaves out the quotes."""
+    return tag.removeprefix("W/").strip('"')
 
 
 FOLDER = None

@@ -19,7 +19,7 @@ from ema_cli.storage.hub import check_same_on_hub, read_from_hub
 from ema_cli.storage.info import Entry, Identity, Info, Kind
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of
 from ema_cli.storage.names import StorePath, remember_query
-from ema_cli.storage.object_pieces import HINT_REWRITTEN, check_same, pieces_of
+from ema_cli.storage.object_pieces import HINT_REWRITTEN, ObjectPieces, Pieces, check_same
 from ema_cli.storage.stores import place_of
 
 if TYPE_CHECKING:
@@ -161,11 +161,11 @@ class ObjectFile:
         else:
             out[:] = kept
 
-    def pieces(self, begin: int, end: int) -> Iterator[memoryview]:
+    def pieces(self, begin: int, end: int) -> Pieces:
         """Return the bytes from `begin` to `end` in pieces as one request brings them; what is small may be known."""
         if end - begin > FIRST_BYTES and end <= self.size and not self._stored.pinned:
-            return pieces_of(self._path, self._stored, begin, end)
-        return self._whole_pieces(begin, end)
+            return ObjectPieces(self._path, self._stored, begin, end)
+        return Pieces(self._whole_pieces(begin, end))
 
     def _whole_pieces(self, begin: int, end: int) -> Iterator[memoryview]:
         while begin < end:
@@ -203,7 +203,7 @@ class ObjectFile:
             read_from_hub(path, self._stored.pinned, begin, out)
             return
         position = 0
-        for piece in pieces_of(path, self._stored, begin, end):
+        for piece in ObjectPieces(path, self._stored, begin, end):
             out[position : position + len(piece)] = piece
             position += len(piece)
 

@@ -19,11 +19,12 @@ from typing import Any
 from ema_cli.errors import Missing, OutputError, Unreadable, UsageError, option
 from ema_cli.storage.names import HUB, WEB, StorePath
 
-_CONNECT, _SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
+CONNECT, SILENCE, _WHOLE = timedelta(seconds=10), timedelta(seconds=30), timedelta(minutes=10)  # of one request
 _RETRY = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 _SERVER = re.compile(r"https?://[^/\s]+(/\S*)?", re.IGNORECASE)
 _WORDS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
 _WORD = re.compile("[!-~]*")
@@ -80,8 +81,8 @@ def _make_client(path: StorePath, url: str, *, unsigned: bool) -> Any:
     options: dict[str, object] = {
         # A store of one's own may be reached without TLS, where its address says so.
         "allow_http": True,
-        "connect_timeout": _CONNECT,
-        "read_timeout": _SILENCE,
+        "connect_timeout": CONNECT,
+        "read_timeout": SILENCE,
         "timeout": _WHOLE,
     }
     more = {**_sums(path), **({"skip_signature": True} if unsigned else _provider(path))}
@@ -92,6 +93,13 @@ def _make_client(path: StorePath, url: str, *, unsigned: bool) -> Any:
 def endpoint() -> str:
     """Return the address of the S3 store that the environment names; empty for AWS's own."""
     return next((value for name in _ENDPOINTS if (value := os.environ.get(name))), "").rstrip("/")
+
+
+def is_plain(path: StorePath) -> bool:
+    """Return whether what lies here comes without TLS, and from the server itself."""
+    if any(os.environ.get(name) for name in _PROXIES) or path.is_anonymous:
+        return False
+    return path.scheme == "http" or (path.scheme == "s3" and endpoint().lower().startswith("http://"))
 
 
 def place_of(path: StorePath) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -73,6 +74,11 @@ def _between_ends(headers: Mapping[str, str]) -> dict[str, str]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256  # of a program that asks for much at once
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of who has gone before all was sent."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextmanager

@@ -574,7 +574,7 @@ def test_a_fault_of_a_write_is_made_good_or_an_error(
 ):
     """Each kind once. After it there is the old release, the new one or none."""
     if kind == "stall":  # else a busy machine would look like a fault
-        monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=1))
+        monkeypatch.setattr(stores, "SILENCE", timedelta(seconds=1))
     fault = fault_of_writes(kind, number)
     assert check_after_fault(fault, proxy, folder / "release", disk, cli, old) == code
     # Where a part of an older release is left, the claim says whose it is: so the next run needs no --force.

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ema_cli import Recipe, make_plan, open_run
 from ema_cli import average as write_average
 from ema_cli.errors import Unreadable
-from ema_cli.storage import listing, objects, stores
+from ema_cli.storage import listing, object_pieces, objects, stores, straight
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath, anonymously, as_path
 from tests.conftest import Cli, Outcome
@@ -34,10 +34,18 @@ COMPOSER = Path(__file__).parents[1] / "data" / "composer" / "every-batch"
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for seconds instead of minutes, and keep nothing of the test before."""
-    monkeypatch.setattr(stores, "_SILENCE", timedelta(seconds=0.5))
+    monkeypatch.setattr(stores, "SILENCE", timedelta(seconds=0.5))
     quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
     monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
     monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+
+
+@pytest.fixture(params=["obstore", "straight"])
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the bytes of tensors come as obstore brings them, or over connections of ours."""
+    if request.param == "straight":
+        monkeypatch.setattr(object_pieces, "_LONG_BYTES", 1 << 16)
+        monkeypatch.setattr(straight, "_refused_until", {})
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +113,7 @@ def test_inspect_takes_one_request_a_file(proxy: Proxy, run: StorePath, cli: Cli
     assert len(proxy.requests) - before == 1 + len(STEPS)
 
 
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "number"), [("cut", 0), ("cut", 1), ("stall", 1), ("503", 0), ("503", 1), ("429", 1), ("500", 1)]
@@ -133,6 +142,7 @@ def test_a_listing_that_is_cut_is_asked_for_again(proxy: Proxy, run: StorePath, 
         getattr(place, look)()
 
 
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "fact"),
@@ -151,6 +161,7 @@ def test_what_lasts_is_one_error(proxy: Proxy, run: StorePath, tmp_path: Path, c
     check_error(average(cli, run, tmp_path), run, fact, tmp_path)
 
 
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2], ids=["first-tensors", "later-tensors"])
 @pytest.mark.parametrize("content", [b"other" * 250_000, b""], ids=["replaced", "deleted"])
@@ -177,6 +188,7 @@ def test_an_object_that_is_not_the_planned_one_is_one_error(
     check_error(average(cli, run, tmp_path), run, fact, tmp_path)
 
 
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.slow
 @pytest.mark.parametrize("stretch", [1 << 17, 1 << 23], ids=["requests", "one-request"])
 def test_what_cannot_be_read_is_named_with_its_tensor(

@@ -130,10 +130,11 @@ class NonFiniteElements:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where the stored bytes of several checkpoints' blocks lie in open files.
+    """Where the stored bytes of several checkpoints' blocks lie in open files, or come from connections.
 
     offsets: where in its file the block of each checkpoint begins.
-    numbers: of each span a descriptor, its first byte there, and its bytes; those of a checkpoint one after another.
+    numbers: of each span a descriptor, its first byte there, and its bytes; those of a checkpoint one after another. Of
+        a connection the first byte is -1: the next ones are taken.
     counts: how many spans each checkpoint has.
     """
 

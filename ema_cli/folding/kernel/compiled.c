@@ -125,7 +125,7 @@ static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)
 static PyMethodDef METHODS[] = {
     {"add", add, METH_VARARGS, "Add rows to the sums of averages; return a bit for each that is not below the limit."},
     {"read_and_add", read_and_add, METH_VARARGS,
-     "Read rows from open files, stretch by stretch, and add them, with the arguments of `add` as the first; return its\n"
+     "Read rows from open files or connections, stretch by stretch, and add them, with the arguments of `add` as the first; return its\n"
      "bits, the nanoseconds of the reads, and the span, the offset and the error where they ended: span -1 where all\n"
      "was read, -2 where they were stopped."},
     {"add_pieces", add_pieces, METH_VARARGS,
@@ -135,7 +135,7 @@ static PyMethodDef METHODS[] = {
 };
 
 /* Raised with each change of the arguments or results above, here and in compiled_kernel.py. */
-#define INTERFACE 1
+#define INTERFACE 2
 
 static int begin(PyObject *module) { return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE); }
 

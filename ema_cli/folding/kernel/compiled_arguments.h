@@ -158,7 +158,7 @@ static int take_spans(const Fold *fold, Reading *reading, Buffers *buffers, PyOb
         for (; needed >= 0 && counted > 0 && left > 0; counted--, left--, at++) {
             const Span span = span_at(given, at);
             const int is_good = 0 <= span.descriptor && span.descriptor <= INT32_MAX && 0 <= span.size &&
-                                span.size <= needed && 0 <= span.offset && span.offset <= INT64_MAX - span.size;
+                                span.size <= needed && -1 <= span.offset && span.offset <= INT64_MAX - span.size;
             needed = is_good ? needed - span.size : -1;
         }
         if (needed != 0 || counted != 0) {

@@ -44,7 +44,7 @@ _STRETCH = 1 << 18
 _STRETCH_OF_PIECES = 1 << 15
 
 
-_INTERFACE = 1  # as in compiled.c
+_INTERFACE = 2  # as in compiled.c
 
 
 def is_of_this_version() -> bool:
@@ -175,7 +175,7 @@ class CompiledSums:
         return len(self._calls(numbers)) == 1
 
     def read_and_add(self, numbers: Sequence[int], spans: Spans, stop: bytearray) -> ReadEnd:
-        """Read these checkpoints' blocks from open files and add them, a stretch of all after the other."""
+        """Read these checkpoints' blocks and add them, a stretch of all after the other."""
         (averages,) = self._calls(numbers)
         self.rows(numbers, spans.offsets)
         beyond, nanoseconds, span, offset, error = _compiled.read_and_add(

@@ -1,4 +1,4 @@
-/* Rows that are read from open files, or lie in pieces in memory: `compiled.c` includes this where `run` is known.
+/* Rows that are read from open files or connections, or lie in pieces in memory: `compiled.c` includes this where `run` is known.
  *
  * What is read is added while it is in the cache of the processor, and the few buffers of a stretch stay there. There
  * is no memory mapping: a file that ends early is told, and does not kill the process. Of pieces only what spans two of
@@ -6,6 +6,7 @@
  */
 
 #include <errno.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,7 +16,7 @@ typedef struct {
     const char *keeps; /* of each row whether its memory holds all stretches; else one, again and again */
 } Stretch;
 
-/* A part of a row: so many bytes of an open file. */
+/* A part of a row: so many bytes of an open file, or the next ones of a connection, whose offset is below 0. */
 typedef struct {
     int64_t descriptor, offset, size;
 } Span;
@@ -63,8 +64,10 @@ static int fill(Place *place, char *to, size_t nbytes, const char *stop, End *en
             end->how = STOPPED;
             return -1;
         }
-        const int64_t offset = span.offset + place->done;
-        const ssize_t got = pread((int)span.descriptor, to, left < nbytes ? left : nbytes, (off_t)offset);
+        const size_t most = left < nbytes ? left : nbytes;
+        const int64_t offset = span.offset < 0 ? place->done : span.offset + place->done;
+        const ssize_t got = span.offset < 0 ? recv((int)span.descriptor, to, most, MSG_WAITALL)
+                                            : pread((int)span.descriptor, to, most, (off_t)offset);
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0) {

@@ -1,9 +1,11 @@
-"""The compiled kernel as it reads: rows in spans of open files, a stretch at a time, and reads that end early."""
+"""The compiled kernel as it reads: rows in spans of files and connections, in stretches, and reads that end early."""
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -19,8 +21,19 @@ tests = pytest.importorskip("tests.folding.kernel.test_compiled_kernel", reason=
 compiled_kernel, every_variant = tests.compiled_kernel, tests.every_variant
 
 
+_MOST_SENT = 1 << 14  # bytes for which the system has room before anybody receives them
+
+
+def connection(data: bytes) -> int:
+    """Return the descriptor of a connection over which these bytes come, and then its end."""
+    ours, other = socket.socketpair()
+    with other:
+        other.sendall(data)
+    return ours.detach()
+
+
 def spans_of(random: np.random.Generator, rows: Sequence[bytes]) -> tuple[Spans, list[int]]:
-    """Write the rows into two files in memory, each in spans; return these, and the files."""
+    """Write the rows into two files in memory, and to connections, each in spans; return these, and all descriptors."""
     files = [os.memfd_create("rows") for _ in range(2)]
     offsets, numbers, counts = [], array("q"), array("q")
     for row in rows:
@@ -29,8 +42,12 @@ def spans_of(random: np.random.Generator, rows: Sequence[bytes]) -> tuple[Spans,
         for begin, end in zip(begins, ends, strict=True):
             file = files[int(random.integers(0, 2))]
             at = os.fstat(file).st_size + int(random.integers(0, 70))
-            os.pwrite(file, b"\xff" + row[begin:end], at)
-            numbers.extend((file, at + 1, end - begin))
+            if random.random() < 0.3 and end - begin <= _MOST_SENT:
+                files.append(connection(row[begin:end]))
+                numbers.extend((files[-1], -1, end - begin))
+            else:
+                os.pwrite(file, b"\xff" + row[begin:end], at)
+                numbers.extend((file, at + 1, end - begin))
             if begin == 0:
                 offset = at + 1
         offsets.append(offset)
@@ -126,6 +143,23 @@ def test_a_read_that_fails_is_told(file: int):
     assert (end.span, end.offset, end.error) == (1, 10, errno.EBADF)
 
 
+def test_a_connection_that_ends_early_is_told(file: int):
+    """The span, and how many of its bytes came."""
+    ours = connection(b"\0" * 3000)
+    end = ended([(file, 10, 1600), (file, 10, 2400), (file, 10, 100), (ours, -1, 3900)])
+    os.close(ours)
+    assert (end.span, end.offset, end.error) == (3, 3000, 0)
+
+
+def test_a_connection_over_which_nothing_comes_is_told_after_its_time(file: int):
+    """The system's number for a wait that ended, where it was told how long to wait."""
+    ours, other = socket.socketpair()
+    with ours, other:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 10_000))
+        end = ended([(file, 10, 4000), (ours.fileno(), -1, 4000)])
+    assert (end.span, end.offset, end.error) == (1, 0, errno.EAGAIN)
+
+
 def test_reads_end_where_they_are_stopped(file: int):
     """Before the next read, with no span to blame."""
     assert ended([(file, 10, 4000)] * 2).span == -1
@@ -139,7 +173,7 @@ def test_spans_of_another_length_than_the_row_are_refused(file: int, sizes: list
         ended([(file, 10, size) for size in sizes] * 2)
 
 
-@pytest.mark.parametrize(("descriptor", "offset"), [(-1, 10), (2**31, 10), (None, -1), (None, 2**63 - 4000)])
+@pytest.mark.parametrize(("descriptor", "offset"), [(-1, 10), (2**31, 10), (None, -2), (None, 2**63 - 4000)])
 def test_spans_that_are_nowhere_are_refused(file: int, descriptor: int | None, offset: int):
     """No descriptor, and no place in a file."""
     with pytest.raises(ValueError, match="the spans of a row do not fit together"):
