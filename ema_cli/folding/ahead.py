@@ -29,7 +29,7 @@ Part = tuple[ObjectFile, int, int]
 Taken = dict[int, list[memoryview]]
 """A block in pieces, by checkpoint."""
 
-_SOON_BYTES = 1 << 20  # before the end of a request the next one is made: a store takes a while to answer
+_SOON_BYTES = 8 << 20  # before the end of a request the next one is made: a store takes a while to answer
 
 
 class Ahead:

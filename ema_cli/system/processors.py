@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _MANY_THREADS = 16
-_IDLE = slice(4, 6)  # of Linux's line: what does nothing, and what waits for a disk
+_STAT = Path("/proc/stat")  # of Linux
 
 
 def default_threads() -> int:
@@ -18,7 +18,7 @@ def default_threads() -> int:
 
 def idle_seconds() -> float | None:
     """Return how long the machine's processors have been idle, all together; None where the system does not say."""
-    with suppress(OSError, ValueError, IndexError):
-        line = Path("/proc/stat").read_text().partition("\n")[0].split()
-        return sum(map(int, line[_IDLE])) / os.sysconf("SC_CLK_TCK")
+    with suppress(OSError, ValueError):
+        idle, waiting = _STAT.read_text().split()[4:6]  # what does nothing, and what waits for a disk
+        return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
     return None

@@ -11,9 +11,9 @@ from tests.docs.pages import DOCS, ROOT
 from tests.docs.test_promises import section, starting
 
 PAGE = DOCS / "how-to" / "buckets.md"
-_STORES, _OBJECTS, _COSTS, _CACHE, _WEB, _HUB, _NAMES, _RCLONE = (
+_STORES, _OBJECTS, _COSTS, _CACHE, _WEB, _HUB, _NAMES, _RCLONE, _STRAIGHT = (
     f"tests/storage/test_{name}.py"
-    for name in ("stores", "objects", "what_reads_cost", "header_cache", "web", "hub", "names", "rclone")
+    for name in ("stores", "objects", "what_reads_cost", "header_cache", "web", "hub", "names", "rclone", "straight")
 )
 _AHEAD, _LIBRARIES, _CREDENTIALS = (
     "tests/folding/test_ahead.py", "tests/libraries/test_stores.py", "tests/storage/test_credentials.py",
@@ -97,7 +97,19 @@ COSTS = {
     ],
     "More threads start": [
         "tests/folding/test_pace.py::test_slow_reads_want_more_as_long_as_that_helps",
+        "tests/folding/test_pace.py::test_where_processors_are_busy_no_more_is_read_at_once",
         f"{_AHEAD}::test_threads_that_bring_nothing_are_given_up_again",
+    ],
+    "Less of the processor": [
+        f"{_STRAIGHT}::test_only_what_comes_without_tls_and_from_the_server_itself_is_plain",
+        f"{_STRAIGHT}::test_a_fold_asks_obstore_for_headers_alone",
+        f"{_AHEAD}::test_over_connections_of_ours_two_threads_receive_from_the_beginning",
+    ],
+    "obstore signs them": [
+        f"{_STORES}::test_what_a_network_does_once_is_made_good",
+        f"{_STRAIGHT}::test_an_answer_that_is_not_the_one_that_was_asked_for_is_left_to_obstore",
+        f"{_STRAIGHT}::test_where_a_body_is_cut_obstore_goes_on",
+        f"{_STRAIGHT}::test_after_a_minute_we_ask_again",
     ],
     "By default": [
         f"{_AHEAD}::test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests",
@@ -111,7 +123,7 @@ def sentences(heading: str) -> list[str]:
     text = re.sub(r"```.*?```", "", section(PAGE, heading), flags=re.DOTALL)
     parts = re.split(r"\n\n|\n(?=- )", text)
     plain = [" ".join(part.removeprefix("- ").split()) for part in parts if not part.strip().startswith("|")]
-    return [each for part in plain for each in re.split(r"(?<=\.) (?=[A-Z\-]|make )", part) if each]
+    return [each for part in plain for each in re.split(r"(?<=\.) (?=[A-Z\-]|make |obstore signs)", part) if each]
 
 
 @pytest.mark.parametrize(

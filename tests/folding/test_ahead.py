@@ -253,6 +253,14 @@ def test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests(checkpoint
     assert sizes.most_readers >= sizes.most_workers * ((checkpoints + 1) if sizes.ahead else sizes.rows)
 
 
+@pytest.mark.parametrize(("checkpoints", "threads"), [(1, 32), (4, 8), (16, 2), (17, 2), (32, 1), (48, 1)])
+def test_over_connections_of_ours_two_threads_receive_from_the_beginning(checkpoints: int, threads: int):
+    """There are some thirty-two connections: while one thread waits for what comes, another adds."""
+    sizes = divide_memory(1 << 30, 2, from_store=checkpoints, arrives=Arrival.STRAIGHT)
+    assert (sizes.ahead, sizes.threads) == (checkpoints, threads)
+    assert divide_memory(1 << 30, 2, from_store=checkpoints).threads == -(-16 // checkpoints)
+
+
 @pytest.mark.parametrize("checkpoints", [1, 4, 16, 100])
 @pytest.mark.parametrize("nbytes", [8 << 20, 40 << 20, default_bytes([]) * 2])
 def test_from_the_hub_a_request_brings_a_block_of_which_there_are_copies(checkpoints: int, nbytes: int):

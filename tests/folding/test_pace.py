@@ -88,3 +88,19 @@ def test_what_counts_as_slow_is_said_by_who_reads(clock: Clock, watched: Pace):
     watched.note(1000, 0.009)
     clock.now = 1.5
     assert watched.wants_more()
+
+
+@pytest.mark.parametrize(("idle", "expected"), [(0.2, False), (0.3, True), (None, True)])
+def test_where_processors_are_busy_no_more_is_read_at_once(
+    clock: Clock, watched: Pace, monkeypatch: pytest.MonkeyPatch, *, idle: float | None, expected: bool
+):
+    """Half a second in which they were idle for less than they must: it is they that the reads wait for."""
+    watched.least_idle = 0.5
+    seconds = iter([None if idle is None else 7.0, None if idle is None else 7.0 + idle])
+    monkeypatch.setattr(pace, "idle_seconds", lambda: next(seconds))
+    clock.now += 0.5
+    watched.note(1, 1e-6)
+    assert not watched.wants_more()
+    watched.note(10, 0.02)
+    clock.now += 0.5
+    assert watched.wants_more() is expected
