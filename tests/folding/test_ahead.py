@@ -95,7 +95,7 @@ def test_requests_grow_and_the_next_is_made_before_all_of_one_has_come(
     monkeypatch.setattr("ema_cli.folding.buffers._CONNECTIONS", {Arrival.PIECES: 1})
     monkeypatch.setattr("ema_cli.folding.buffers._MOST_CONNECTIONS", 3)
     monkeypatch.setattr("ema_cli.folding.buffers._REQUEST_BYTES", 256 * _KIB)
-    monkeypatch.setattr("ema_cli.folding.ahead._SOON_BYTES", 100 * _KIB)
+    monkeypatch.setattr("ema_cli.folding.feed._SOON_BYTES", 100 * _KIB)
     begun, real = list[tuple[int, int]](), ObjectFile.pieces
 
     def pieces(file: ObjectFile, begin: int, end: int) -> Pieces:

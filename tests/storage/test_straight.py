@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.folding import ahead, buffers
+from ema_cli.folding import buffers, feed
 from ema_cli.storage import listing, object_pieces, objects, straight
 from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.object_pieces import ObjectPieces
@@ -243,7 +243,7 @@ def run(server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     """Return the addresses of three files of 1.2 MB; blocks are of 32 KiB, and a request goes on over many."""
     monkeypatch.setattr(buffers, "_STORED_BYTES", 32 * _KIB)
     monkeypatch.setattr(buffers, "_REQUEST_BYTES", 512 * _KIB)
-    monkeypatch.setattr(ahead, "_SOON_BYTES", 40 * _KIB)
+    monkeypatch.setattr(feed, "_SOON_BYTES", 40 * _KIB)
     for step in STEPS:
         generator = torch.Generator().manual_seed(step)
         tensors = {f"w{n}": torch.randn(320, 320, generator=generator) for n in range(3)}
