@@ -109,7 +109,7 @@ def _launched(environment: Mapping[str, str]) -> Part:
         raise UsageError(
             f"{number} says which part this is, but not {count} of how many",
             option="part",
-            hint=option("part", f"${number}/8"),
+            hint=f"where there are 8: {option('part')} ${number}/8",  # in no quotes, in which a shell fills in nothing
         )
     names = ", ".join(number for number, _ in _LAUNCHERS)
     raise UsageError(f"nothing in the environment says which part this is: none of {names}", option="part", hint=_HINT)

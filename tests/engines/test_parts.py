@@ -326,5 +326,7 @@ def test_the_command_line(tmp_path: Path, cli: Cli):
     last = cli(*arguments, "--part", "auto", "--json", env={"RANK": "1", "WORLD_SIZE": "2"})
     assert last.json["written"]["part"] == {"number": 1, "count": 2, "published": True, "waiting_for": 0}
     assert (tmp_path / "x").is_dir()
+    alone = cli(*arguments, "--part", "auto", env={"JOB_COMPLETION_INDEX": "1"})
+    assert (alone.code, "--part $JOB_COMPLETION_INDEX/8\n" in alone.err) == (2, True), "to be copied into a shell"
     both = cli(*arguments, "--part", "0/2", "--on", "processes=2")
     assert both.code == 2
