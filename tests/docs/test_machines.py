@@ -61,7 +61,7 @@ KNOWN = {
         f"{_PARTS}::test_a_part_that_comes_late",
     ],
     "With --force such a part": [f"{_PARTS}::test_a_damaged_release_is_replaced_where_that_is_wanted"],
-    "Without a manifest nobody can tell": [f"{_PARTS}::test_a_part_that_comes_late"],
+    "With --no-manifest nobody can tell": [f"{_PARTS}::test_a_part_that_comes_late"],
     "The parts may run at once": [f"{_PARTS}::test_parts_in_any_order", _LAUNCHED[0]],
     "--part auto takes both numbers": _LAUNCHED,
     "srun -N 8": [*_LAUNCHED, f"{_OTHER}::test_parts_that_slurm_starts"],
@@ -76,10 +76,9 @@ KNOWN = {
         f"{_WORKER}::test_a_value_that_is_not_finite",
         f"{_BYTES}::test_a_task_that_is_done_twice",
     ],
-    "The cuts follow from the output alone": [
-        f"{_SCALE}::test_tasks_make_the_whole_output",
-        "tests/engines/test_tasks.py::test_stretches_are_about_as_long_and_few_workers_share_them_evenly",
-        _EQUAL[2],
+    "The cuts follow from the output alone": [f"{_SCALE}::test_tasks_make_the_whole_output", _EQUAL[2]],
+    "A file that gives fewer than 32": [
+        "tests/engines/test_tasks.py::test_stretches_are_about_as_long_and_few_workers_share_them_evenly"
     ],
     "A file that several write is summed up": [f"{_BYTES}::test_workers_of_this_machine"],
     "A folder of shards": [f"{_BYTES}::test_each_form_of_output"],
@@ -132,6 +131,9 @@ KNOWN = {
     ],
     "the hidden folder belongs": [f"{_PARTS}::test_a_folder_that_somebody_else_made_is_not_used"],
     "two runs make the same average": [f"{_SPREAD}::test_a_second_run_of_the_same_average"],
+    "a worker stands still, and goes on when all": [
+        "tests/engines/test_killed.py::test_a_worker_that_stood_still_makes_no_hidden_folder_anew"
+    ],
     "the one who asks stands still": [f"{_TAKEN}::test_in_a_folder", f"{_TAKEN}::test_in_a_store"],
     "no cluster of Ray answers": [f"{_OPENING}::test_a_cluster_of_ray_that_is_gone"],
     "what was left is never finished": [
