@@ -37,6 +37,8 @@ _CREDENTIALS = {
     **dict.fromkeys(("az", "abfs", "abfss"), _AZURE),
 }
 _LACKING = "must be specified"  # what obstore says of a setting that it cannot do without
+_WHOLE_ALONE = "Range request not supported"  # what obstore says where the answer to a range is the whole file
+_NO_RANGES = "it sends no ranges of a file"
 _NOT_REACHED = "error sending request"
 _lock = threading.Lock()
 _clients: dict[tuple[str, bool], Any] = {}  # by address, and whether they leave requests unsigned
@@ -192,6 +194,8 @@ def reason_of(error: Exception) -> str:
     status, message = _STATUS.search(text), _MESSAGE.search(text)
     if status is not None:
         return f"{status[1].strip()}: {without_queries(message[1])}" if message else status[1].strip()
+    if _WHOLE_ALONE in text:
+        return _NO_RANGES
     return without_queries(text.rpartition(" - ")[2].strip())[:300]
 
 
@@ -204,6 +208,8 @@ def _advice(path: StorePath, reason: str) -> str | None:
     if _NOT_REACHED in reason:
         where = f", and at {_ENDPOINTS[1]}, which names the server" if path.scheme == "s3" else ""
         return f"nobody answered: look at the network{where}"
+    if reason == _NO_RANGES:
+        return "copy what is there to a disk, and name that"
     known = _CREDENTIALS.get(path.scheme)
     if known is None or not (reason.startswith(_ANSWERED_NO) or _LACKING in reason):
         return None
