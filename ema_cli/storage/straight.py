@@ -19,8 +19,6 @@ from http.client import OK, PARTIAL_CONTENT, HTTPConnection, HTTPException, HTTP
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from ema_cli.storage import stores
 from ema_cli.storage.listing import StoredObject
 from ema_cli.storage.names import WEB, StorePath
@@ -69,7 +67,7 @@ class Straight:
 
     def receive(self, size: int) -> memoryview | None:
         """Return the next bytes, `size` of them, which there are; None where they do not come."""
-        piece = np.empty(max(size, len(self._first)), np.uint8).data
+        piece = memoryview(bytearray(max(size, len(self._first))))
         at = len(self._first)
         piece[:at], self._first = self._first, b""
         with suppress(OSError):
