@@ -16,6 +16,7 @@ from ema_cli.formats.arrays import reader as arrays
 from ema_cli.formats.dcp import directory as dcp_directory
 from ema_cli.formats.folders import deepspeed, items, olmo, parts, refused, resumable, several
 from ema_cli.formats.folders.huggingface import open_tensors
+from ema_cli.formats.mark import described_by
 from ema_cli.formats.optimizer_beside import trained_schedule_free_beside
 from ema_cli.formats.options import ReadOptions, no_masters_error, one_model_error
 from ema_cli.formats.reader import Reader
@@ -127,6 +128,9 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         fact = f"is cut short, or no checkpoint: {info.size} bytes" if info.size else "is empty"
         raise IncompleteCheckpoint(fact, subject=path, hint=CUT_SHORT)
     location(path).open()  # which says so if it cannot be read at all
+    average = described_by(path)
+    if info.is_file and average is not None and location(average).info().exists:
+        raise NoWeights(f"holds no weights: it tells of {average}", subject=path, hint=f"name that: {average}")
     raise NoWeights("not a checkpoint of a format that is read", subject=path, hint=WHAT_IS_READ)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ema_cli.formats.json_text import unique
@@ -12,6 +13,8 @@ from ema_cli.law.laws import LAW_KEYS
 METADATA_KEY = "ema_cli"  # in the header of a safetensors file
 RECORD = "ema_cli.json"  # in the archive of a file as torch.save writes it, and in a folder whose files have no place
 MAX_MARK_BYTES = 64 << 20
+FOLDER_NAME, SUMS_NAME = "ema-manifest.json", "SHA256SUMS"  # the manifest and the sums in a folder
+FILE_SUFFIX, SUMS_SUFFIX = ".manifest.json", ".sha256"  # the same beside a file, whose name comes before
 LIKE_INPUT = "like_input"  # in a mark: the file is the newest checkpoint, with averages in the place of its weights
 EXACT_LORA = "exact_lora"  # in a mark: the rank of A and B whose product is the average of an adapter's products
 MERGED = "merge_into"  # in a mark: whether the average is of the whole model, an adapter merged into its base
@@ -39,6 +42,14 @@ def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
         "bias_correction": recipe["bias_correction"] or None,
     }
     return {name: str(given[name]) for name in _ASKED if given.get(name) is not None}
+
+
+def described_by(path: Path) -> Path | None:
+    """Return the file or folder whose manifest or sums a path is by its name; None for any other path."""
+    if path.name in (FOLDER_NAME, SUMS_NAME):
+        return path.parent
+    suffix = next((suffix for suffix in (FILE_SUFFIX, SUMS_SUFFIX) if path.name.endswith(suffix)), "")
+    return path.with_name(path.name.removesuffix(suffix)) if suffix and path.name != suffix else None
 
 
 def parse_mark(text: str | bytes) -> Mapping[str, object]:

@@ -8,15 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.mark import FILE_SUFFIX, FOLDER_NAME, SUMS_NAME, SUMS_SUFFIX
 from ema_cli.manifest.signature import SIGNATURE_SUFFIX, read_signature, signature_path
 from ema_cli.manifest.types import OutputRow
 from ema_cli.storage.location import location
 from ema_cli.text import lazy_pattern
 
-FOLDER_NAME = "ema-manifest.json"
-SUMS_NAME = "SHA256SUMS"
-FILE_SUFFIX = ".manifest.json"
-SUMS_SUFFIX = ".sha256"
 _MAX_SUMS_BYTES = 1 << 20  # next to one file; a longer checksum file is not ours
 MAX_SUMS_BYTES = 16 << 20  # of a folder: a hundred thousand files
 _STEP = 1 << 20

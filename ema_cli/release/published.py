@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, mentioned, option
+from ema_cli.formats.mark import FILE_SUFFIX, SUMS_SUFFIX
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.signature import SIGNATURE_NAME, SIGNATURE_SUFFIX, signature_path
-from ema_cli.manifest.sums import FILE_SUFFIX, SUMS_SUFFIX, manifest_path, sums_path
+from ema_cli.manifest.sums import manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.named_file import check_named_file
 from ema_cli.runs.run import read_run
@@ -139,6 +140,17 @@ def describe_raw(path: Path) -> tuple[str, str] | None:
     what = "a raw checkpoint" if len(checkpoints) == 1 else f"a run of {len(checkpoints)} raw checkpoints"
     hint = "name an average: a file or folder that ema-cli average wrote"
     return f"is no average of ema-cli's, but {what}", hint
+
+
+def average_at(path: Path) -> Path:
+    """Return the average that a user means: what lies at a path, or what has its manifest, its sums or a file there.
+
+    Raises:
+        UsageError: if nothing exists there.
+        VerificationError: for a place in a store where a run has begun to write.
+    """
+    check_exists(path)
+    return path if location(path).info().is_folder else _averages_at(path, ())[0].path
 
 
 def read_output(output: Path) -> Manifest:

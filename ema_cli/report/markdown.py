@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ema_cli.errors import EmaError, OutputError, at_terminal, printable
 from ema_cli.formats import weights_in
+from ema_cli.formats.mark import FOLDER_NAME
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.wording import recipe_details
 from ema_cli.manifest.manifest import recorded_age
-from ema_cli.manifest.sums import FOLDER_NAME, files_beside, sidecars
+from ema_cli.manifest.sums import files_beside, sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.storage.location import location
 from ema_cli.text import plural, size

@@ -15,12 +15,13 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, OutputError, Unreadable, VerificationError
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats import open_checkpoint
+from ema_cli.formats.mark import FILE_SUFFIX, FOLDER_NAME
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.output_file import OutputFile
 from ema_cli.formats.safetensors.header import open_file
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.torch_save.writer import TorchOutput
-from ema_cli.manifest.sums import FILE_SUFFIX, FOLDER_NAME, files_beside
+from ema_cli.manifest.sums import files_beside
 from ema_cli.storage.around import Copy, pieces
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file

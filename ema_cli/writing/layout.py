@@ -9,13 +9,12 @@ from dataclasses import replace
 from ema_cli.checkpoint import Pretrained, TensorSpec
 from ema_cli.errors import OutputError, UsageError, option
 from ema_cli.formats.adapters.pairs import Pair, factored_specs, find_pairs, names_of, settings_of
-from ema_cli.formats.mark import DROP, EXACT_LORA, LIKE_INPUT, MERGED, METADATA_KEY, RECORD, asked_for
+from ema_cli.formats.mark import DROP, EXACT_LORA, FOLDER_NAME, LIKE_INPUT, MERGED, METADATA_KEY, RECORD, asked_for
 from ema_cli.formats.output_file import Table
 from ema_cli.formats.safetensors.writer import lay_out_file
 from ema_cli.formats.torch_save.writer import lay_out_torch_file
 from ema_cli.formats.trainers.folders import DCP_METADATA
 from ema_cli.manifest.recipe_record import RecipeRecord
-from ema_cli.manifest.sums import FOLDER_NAME
 from ema_cli.planning.plan import Plan
 from ema_cli.writing.card import CARD_NAME, CONFIGS, model_card
 from ema_cli.writing.folder_layout import divide, lay_out_models, loaded_names, with_header

@@ -435,6 +435,23 @@ def test_what_is_no_manifest_is_named_with_the_manifest_of_it(run: InProcess):
     assert (code, told["error"]["hint"]) == (3, "bring back the manifest as ema-cli wrote it")
 
 
+def test_what_is_no_average_is_named_with_the_average_of_it(run: InProcess):
+    """A manifest or sums in the place of a checkpoint; `report` takes them for the average, as `verify` does."""
+    write_hf_run(run.folder / "ckpts", [10, 20])
+    for output in ("one.safetensors", "two"):
+        assert run("average", "ckpts", "--half-life", "10ba", "-q", "-o", output)[0] == 0
+    for named, meant in (
+        ("one.safetensors.manifest.json", "one.safetensors"),
+        ("one.safetensors.sha256", "one.safetensors"),
+        ("two/ema-manifest.json", "two"),
+        ("two/SHA256SUMS", "two"),
+    ):
+        for command in (["inspect", named], ["compare", named, "two"], ["average", named, "--last", "1", "-o", "x"]):
+            code, told = run.json(*command)
+            assert (code, told["error"]["hint"]) == (3, f"name that: {meant}"), told
+        assert run("report", named, "-q", "--force") == (0, f"{meant}.html\n")
+
+
 def test_gates_hold_for_it_too(run: InProcess, big: Mapping[str, Path]):
     """What is demanded is demanded of what is found."""
     code, told = run.json("average", "ckpts", "--recipe", manifest_of(big["none"]), "--min-count", "4", "-o", "x.pt")

@@ -11,7 +11,7 @@ from ema_cli.cli.outcomes import Page
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
 from ema_cli.dataclass import dataclass
-from ema_cli.release.published import read_output
+from ema_cli.release.published import average_at, read_output
 from ema_cli.report.distances import check_report_target, measure_distances, report_target, write_page
 from ema_cli.report.page import make_page
 from ema_cli.system import signals
@@ -33,11 +33,11 @@ class ReportRequest:
         """Read the options.
 
         Raises:
-            UsageError: for a value that makes no sense.
+            UsageError: for a value that makes no sense, and where no average lies.
         """
         requests.check_threads(options.threads)
         threads = options.threads or default_threads()
-        return cls(options.average, options.against, options.output, threads, options.force)
+        return cls(average_at(options.average), options.against, options.output, threads, options.force)
 
 
 def run(options: ReportOptions) -> None:
