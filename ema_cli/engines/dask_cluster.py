@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -88,10 +89,11 @@ def local_dask(name: str, number: int) -> Iterator[Engine]:
         )
         client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
         import_module(OF_WHO_ASKS)
-        yield _engine(name, client, max(1, default_threads() // number), is_here=True)
+        engine = _engine(name, client, max(1, default_threads() // number))
+        yield replace(engine, is_here=True, stop=stack.close)
 
 
-def _engine(name: str, client: Any, threads: int = 1, *, is_here: bool = False) -> Engine:
+def _engine(name: str, client: Any, threads: int = 1) -> Engine:
     def check() -> None:
         if client.status != "running":
             raise EngineError(
@@ -101,7 +103,7 @@ def _engine(name: str, client: Any, threads: int = 1, *, is_here: bool = False) 
             )
 
     executor = client.get_executor(pure=False, retries=0)
-    return Engine(name, executor, threads, _loss, check, is_here)
+    return Engine(name, executor, threads, _loss, check)
 
 
 def _loss(error: BaseException) -> Loss | None:

@@ -48,6 +48,7 @@ class Engine:
         loss: what an error of a task says of a lost worker; None where it is an error of the task itself.
         check: raises an EngineError if the engine went away.
         is_here: whether its workers are processes of this machine.
+        stop: ends its workers at once, where they are ours alone; None where they are not.
     """
 
     name: str
@@ -56,3 +57,4 @@ class Engine:
     loss: Callable[[BaseException], Loss | None] = plain_loss
     check: Callable[[], None] = lambda: None
     is_here: bool = False
+    stop: Callable[[], object] | None = None

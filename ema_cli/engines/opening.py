@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib import import_module
 
 from ema_cli.engines.engine import OF_WHO_ASKS, Engine
@@ -63,8 +64,9 @@ def _processes(name: str, number: int) -> Iterator[Engine]:
     from ema_cli.engines.process_pool import Processes, process_loss
 
     pool = Processes(number)
+    stop = partial(pool.shutdown, cancel_futures=True)
     import_module(OF_WHO_ASKS)
     try:
-        yield Engine(name, pool, max(1, default_threads() // number), process_loss, is_here=True)
+        yield Engine(name, pool, max(1, default_threads() // number), process_loss, is_here=True, stop=stop)
     finally:
-        pool.shutdown(cancel_futures=True)
+        stop()

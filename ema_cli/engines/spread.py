@@ -26,7 +26,7 @@ from ema_cli.storage.staging import Sender, Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.record import Record
 
-_PATIENCE_SECONDS = 5.0  # for tasks that run when all is to end: they see it at their next block
+_PATIENCE_SECONDS = 5.0  # for tasks of workers that are not ours, when all is to end: they see it at their next block
 
 
 class Spread(Sharing):
@@ -87,10 +87,17 @@ class Spread(Sharing):
         if self._lease is not None:
             self._lease.__exit__(kind, error, trace)  # from here on workers stop at their next block
         if error is not None:
-            wait([future for future in self._sent if not future.done()], _PATIENCE_SECONDS)
+            self._stop()
         if isinstance(error, EngineError):
             self.staging.keep()
         self.staging.__exit__(kind, error, trace)
+
+    def _stop(self) -> None:
+        """Let nobody do anything any more: what a worker puts after the clean-up nobody removes."""
+        if self._engine.stop is not None:
+            self._engine.stop()
+        else:
+            wait([future for future in self._sent if not future.done()], _PATIENCE_SECONDS)
 
     def __call__(
         self,

@@ -14,8 +14,10 @@ import pytest
 from ema_cli.averaging import perform
 from ema_cli.engines import worker
 from ema_cli.engines.engine import Engine
+from ema_cli.engines.opening import open_engine
 from ema_cli.engines.tasks import Task
 from ema_cli.engines.work import pack, unpack
+from ema_cli.errors import OutputError
 from ema_cli.job import Job
 from ema_cli.preparing import prepare
 from ema_cli.storage import lease
@@ -96,3 +98,33 @@ def test_a_worker_looks_for_the_lease_at_each_block(
         perform(prepared(tmp_path), by=Engine("x", one))
     assert looked[:4] == [True, True, True, False]
     assert not (tmp_path / "out" / "x.safetensors").exists()
+
+
+def test_own_workers_end_before_what_they_made_is_removed(tmp_path: Path, executor: Executor):
+    """After an error: what one of them put later nobody would remove. Once all is published they may live on."""
+    seen: list[bool] = []
+    stop = lambda: seen.append(any((tmp_path / "out").glob(".ema-cli-parts-*")))  # noqa: E731
+
+    def fail(*_: object) -> None:
+        raise OutputError("this is a test", subject=tmp_path)
+
+    with pytest.raises(OutputError, match="this is a test"):
+        perform(prepared(tmp_path), by=Engine("x", Wrapped(executor, fail), is_here=True, stop=stop))
+    assert seen == [True]
+    assert files_below(tmp_path / "out") == {}
+    perform(prepared(tmp_path), by=Engine("x", executor, is_here=True, stop=stop))
+    assert seen == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["processes=2", "dask:local=2"])
+def test_engines_of_this_machine_can_be_stopped(name: str):
+    """Twice: after an error by the one who asks, at the end by the one who opened it. Then nobody takes a task."""
+    pytest.importorskip("distributed")
+    with open_engine(name) as engine:
+        assert engine.stop is not None
+        assert engine.executor.submit(abs, -1).result() == 1
+        engine.stop()
+        engine.stop()
+        with pytest.raises(Exception, match="ended|closed"):
+            engine.executor.submit(abs, -1).result()
