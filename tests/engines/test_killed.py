@@ -50,7 +50,7 @@ class Place:
 
     def run(self, **environment: str) -> tuple[int, str]:
         """Make the average; return the exit code and what was said."""
-        code = self.start(**environment).wait(120)
+        code = self.start(**environment).wait(300)
         said = self.said.read_text()
         # Of a process that was killed while it started others, Python's own words in these are no matter.
         assert code < 0 or "Traceback" not in said, said

@@ -126,5 +126,5 @@ def test_engines_of_this_machine_can_be_stopped(name: str):
         assert engine.executor.submit(abs, -1).result() == 1
         engine.stop()
         engine.stop()
-        with pytest.raises(Exception, match="ended|closed"):
+        with pytest.raises(Exception, match=r"ended|closed"):
             engine.executor.submit(abs, -1).result()
