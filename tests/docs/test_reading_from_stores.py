@@ -25,6 +25,9 @@ WHICH = {
         f"{_STORES}::test_what_is_public_is_read_without_a_signature",
         f"{_HUB}::test_a_token_is_sent_and_not_shown",
     ],
+    "The run or a checkpoint may be the whole bucket": [
+        "tests/storage/test_addresses_everywhere.py::test_a_whole_bucket_is_a_checkpoint_or_holds_a_run"
+    ],
     "A web server does not list": [
         f"{_OBJECTS}::test_a_web_server_is_not_listed",
         f"{_WEB}::test_the_list_of_its_shards_names_a_model",
