@@ -21,6 +21,10 @@ _AHEAD, _LIBRARIES, _CREDENTIALS = (
 
 # The beginning of a sentence -> its tests.
 WHICH = {
+    "The run or a checkpoint may be the whole": [
+        "tests/storage/test_addresses_everywhere.py::test_a_whole_bucket_is_a_checkpoint_or_holds_a_run",
+        "tests/storage/test_store_staging.py::test_a_bucket_itself_is_no_output",
+    ],
     "--anonymous, in Python": [
         f"{_STORES}::test_what_is_public_is_read_without_a_signature",
         f"{_HUB}::test_a_token_is_sent_and_not_shown",
