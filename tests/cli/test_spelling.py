@@ -28,7 +28,7 @@ TYPED = re.compile(r"(?:ema-cli (\w+)(?: \S+)* )?(?<![\w-])(--?[a-z][a-z-]*)")
 
 def unknown(text: str, command: str) -> list[str]:
     """Return the options in a text that neither the command has nor one that is named before them."""
-    found = TYPED.finditer(text)
+    found = TYPED.finditer(re.sub("openssl .*", "", text))  # whose options are not ours
     return [match[2] for match in found if match[2] not in FLAGS[match[1] if match[1] in FLAGS else command]]
 
 
