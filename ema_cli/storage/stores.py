@@ -87,7 +87,7 @@ def _make_client(path: StorePath, url: str, *, unsigned: bool) -> Any:
         "read_timeout": SILENCE,
         "timeout": _WHOLE,
     }
-    more = {**_sums(path), **({"skip_signature": True} if unsigned else _provider(path))}
+    more = {**_server(path), **_sums(path), **({"skip_signature": True} if unsigned else _provider(path))}
     with store_errors(path, "cannot be reached"):
         return obstore().store.from_url(url, client_options=options, retry_config=_RETRY, **more)
 
@@ -111,6 +111,11 @@ def place_of(path: StorePath) -> str:
     return endpoint() if path.scheme == "s3" else ""
 
 
+def _server(path: StorePath) -> Mapping[str, Any]:
+    """Return the setting that names the server: of several variables obstore takes another one, or an empty one."""
+    return {"endpoint": endpoint()} if path.scheme == "s3" and endpoint() else {}
+
+
 def _sums(path: StorePath) -> Mapping[str, str]:
     """Return the setting with which S3 gets a sum of each part, and refuses a part that has another.
 
@@ -127,7 +132,7 @@ def _check_settings(path: StorePath) -> None:
         UsageError: naming the variable, and not its value, which may be a secret.
     """
     for name in _ENDPOINTS:
-        if not _SERVER.fullmatch(os.environ.get(name) or "http://unset"):
+        if not _SERVER.fullmatch(os.environ.get(name, "http://unset") or endpoint()):
             raise UsageError(f"{name} holds no address of a server", subject=path, hint=f"as {name}=http://host:port")
     for name in _WORDS:
         if not _WORD.fullmatch(os.environ.get(name, "")):

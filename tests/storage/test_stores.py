@@ -355,3 +355,33 @@ def test_what_lies_beside_a_signed_file_needs_no_signature(proxy: Proxy, folder:
     wrong = cli("inspect", f"{urls[0]}x")
     assert (wrong.code, "403" in wrong.err) == (3, True)
     assert "Signature" not in written + done.out + done.err + wrong.out + wrong.err.replace("request signature", "")
+
+
+@pytest.mark.parametrize("value", ["http://other:8333", ""])
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+def test_one_server_is_asked_whatever_other_variables_hold(name: str, value: str, monkeypatch: pytest.MonkeyPatch):
+    """The variables have an order. obstore takes the last it finds, and an empty one, too, at which it breaks off."""
+    order = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
+    for each in order:
+        monkeypatch.delenv(each, raising=False)
+    first = next(each for each in order if each != name)
+    monkeypatch.setenv(first, "http://host:8333/")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(stores, "_clients", {})
+    path = as_path("s3://bucket/run")
+    assert isinstance(path, StorePath)
+    expected = value if value and order.index(name) < order.index(first) else "http://host:8333"
+    assert stores.client_of(path).config["endpoint"] == expected
+
+
+def test_an_address_of_a_server_that_is_empty_is_an_error_that_names_the_variable(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """obstore broke off, with a traceback."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    monkeypatch.setattr(stores, "_clients", {})
+    listing.forget_listings()
+    done = cli("inspect", "s3://bucket/run", "--no-cache")
+    assert (done.code, "AWS_ENDPOINT_URL holds no address of a server" in done.err) == (2, True), done
