@@ -25,6 +25,7 @@ _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})</Message>")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+_UNSIGNED = "AWS_SKIP_SIGNATURE"
 _SERVER = re.compile(r"https?://[^/\s]+(/\S*)?", re.IGNORECASE)
 _WORDS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
 _WORD = re.compile("[!-~]*")
@@ -100,6 +101,8 @@ def endpoint() -> str:
 def is_plain(path: StorePath) -> bool:
     """Return whether what lies here comes without TLS, and from the server itself."""
     if any(os.environ.get(name) for name in _PROXIES) or path.is_anonymous:
+        return False
+    if path.scheme == "s3" and os.environ.get(_UNSIGNED):  # to sign takes credentials, which may be asked for in vain
         return False
     return path.scheme == "http" or (path.scheme == "s3" and endpoint().lower().startswith("http://"))
 

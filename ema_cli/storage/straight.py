@@ -23,6 +23,7 @@ from ema_cli.storage import stores
 from ema_cli.storage.listing import StoredObject
 from ema_cli.storage.names import WEB, StorePath
 
+_PLAIN = "http"
 _SIGNED_FOR = timedelta(hours=1)  # the request is made at once
 _REFUSED_SECONDS = 60.0  # for which a store that refused, or asked to be left alone, is left to obstore
 _HELD_BYTES = 4 << 20  # by the system: a connection that is served while others are, too, is to have no pause
@@ -40,6 +41,8 @@ class Straight:
         self._to_close: list[HTTPConnection | HTTPResponse | socket.socket] = [connection, self._socket]
         self.close = weakref.finalize(self, _close_all, self._to_close)
         self.close.atexit = False
+        if _may_hold_much():
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_BYTES)
 
     def ask(self, target: str, stored: StoredObject, begin: int, end: int) -> bool:
         """Ask for bytes of an object; return whether these come, and are of the object."""
@@ -47,6 +50,8 @@ class Straight:
         headers = {} if is_all else {"Range": f"bytes={begin}-{end - 1}"}
         if stored.condition is not None:
             headers["If-Match"] = stored.condition
+        # Python waits for the headers, and raises an error: it takes the system's end of a wait for the end of these.
+        self._socket.settimeout(stores.SILENCE.total_seconds())
         self._connection.request("GET", target, headers=headers)
         answer = self._connection.getresponse()
         self._to_close.append(answer)
@@ -57,6 +62,7 @@ class Straight:
             or not stored.is_tagged(answer.getheader("ETag", ""))
         ):
             return False
+        _let_system_wait(self._socket)
         self._first = answer.read1(io.DEFAULT_BUFFER_SIZE)
         return True
 
@@ -88,13 +94,13 @@ def ask_straight(path: StorePath, stored: StoredObject, begin: int, end: int) ->
     # Errors of obstore's are of what it cannot sign, a ValueError is of an address that http.client cannot send.
     with suppress(OSError, HTTPException, *stores.failures()):
         parts = urlsplit(_address(path))
-        connection = HTTPConnection(parts.hostname or "", parts.port, timeout=stores.CONNECT.total_seconds())
-        connection.connect()
-        straight = Straight(connection)
-        _let_system_wait(connection.sock)
-        if straight.ask(parts._replace(scheme="", netloc="", fragment="").geturl(), stored, begin, end):
-            return straight
-        _refused_until[bucket] = time.monotonic() + _REFUSED_SECONDS
+        if parts.scheme == _PLAIN:
+            connection = HTTPConnection(parts.hostname or "", parts.port, timeout=stores.CONNECT.total_seconds())
+            connection.connect()
+            straight = Straight(connection)
+            if straight.ask(parts._replace(scheme="", netloc="", fragment="").geturl(), stored, begin, end):
+                return straight
+    _refused_until[bucket] = time.monotonic() + _REFUSED_SECONDS
     return None
 
 
@@ -112,12 +118,10 @@ def _address(path: StorePath) -> str:
 
 
 def _let_system_wait(connection: socket.socket) -> None:
-    """Have the system end a wait, and not Python, as the kernel receives, too; and hold much of what has come."""
+    """Have the system end a wait, and not Python, as the kernel receives, too."""
     connection.settimeout(None)
     seconds, rest = divmod(stores.SILENCE, timedelta(seconds=1))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, rest.microseconds))
-    if _may_hold_much():
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_BYTES)
 
 
 @cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -176,6 +178,55 @@ def test_after_a_minute_we_ask_again(server: _Server, data: bytes, monkeypatch: 
     assert (len(server.ours), len(server.others)) == (2, 1)
 
 
+def test_where_no_answer_comes_we_ask_no_more_for_a_minute(
+    server: _Server, data: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    """A server that cannot be reached so, or says nothing, is not waited for at each request."""
+    tries = list[object]()
+
+    def connect(connection: object) -> None:
+        tries.append(connection)
+        raise TimeoutError
+
+    monkeypatch.setattr(straight.HTTPConnection, "connect", connect)
+    file = opened(server)
+    for _ in range(2):
+        assert received(file.pieces(0, 2_000_000)) == data[:2_000_000]
+    assert (len(tries), len(server.others)) == (1, 2)
+
+
+@pytest.mark.parametrize("where", ["between-headers", "in-a-header"])
+def test_headers_that_stop_for_a_while_do_not_end_there(
+    server: _Server, data: bytes, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    """Where all that is looked at has come, the rest of the headers is not taken for the first bytes of the object."""
+    monkeypatch.setattr("ema_cli.storage.stores.SILENCE", timedelta(seconds=0.1))
+    file, real = opened(server), _Handler.give
+    first, rest = {"between-headers": ("", "X-More: 1\r\n"), "in-a-header": ("X-Mo", "re: 1\r\n")}[where]
+
+    def give(handler: _Handler, answer: Answer) -> None:
+        if "User-Agent" in handler.headers:
+            real(handler, answer)
+            return
+        headers = {**answer.headers, "Content-Length": str(len(answer.body))}
+        lines = [f"HTTP/1.1 {answer.status} Found", *(f"{name}: {value}" for name, value in headers.items()), first]
+        with suppress(OSError):  # we are gone
+            handler.wfile.write("\r\n".join(lines).encode())
+            time.sleep(0.15)
+            handler.wfile.write(f"{rest}\r\n".encode() + answer.body)
+
+    monkeypatch.setattr(_Handler, "give", give)
+    assert received(file.pieces(1000, 2_000_000)) == data[1000:2_000_000]
+    assert (len(server.ours), len(server.others)) == (1, 1)
+
+
+def test_what_is_signed_for_tls_is_not_sent_without(server: _Server, data: bytes, monkeypatch: pytest.MonkeyPatch):
+    """Whoever listens could use the signature."""
+    monkeypatch.setattr(straight, "_address", lambda path: str(path).replace("http:", "https:"))
+    assert received(opened(server).pieces(0, 2_000_000)) == data[:2_000_000]
+    assert (len(server.ours), len(server.others)) == (0, 1)
+
+
 @pytest.mark.parametrize("is_silent", [False, True], ids=["ends", "falls-silent"])
 @pytest.mark.parametrize("cut", [0, 1, 70_000, 1_999_999])
 def test_where_a_body_is_cut_obstore_goes_on(
@@ -233,6 +284,16 @@ def test_only_what_comes_without_tls_and_from_the_server_itself_is_plain(
     path = as_path(address)
     assert isinstance(path, StorePath)
     assert is_plain(path) is expected
+
+
+def test_what_is_not_signed_is_not_plain(monkeypatch: pytest.MonkeyPatch):
+    """To sign it nevertheless takes credentials, for which obstore may ask a machine that does not answer."""
+    path = as_path("s3://bucket/a")
+    assert isinstance(path, StorePath)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://host")
+    assert is_plain(path)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    assert not is_plain(path)
 
 
 STEPS = (100, 200, 300)
