@@ -31,7 +31,7 @@ from ema_cli.storage.store_stream import StoreStream
 from ema_cli.storage.stores import obstore, output_errors_in_store, store_errors
 from ema_cli.storage.unfinished import abort_unfinished
 from ema_cli.storage.uploads import abort, part_bytes
-from ema_cli.system.signals import deferred_signals, note_publication
+from ema_cli.system.signals import deferred_signals, note_publication, note_unfinished
 from ema_cli.text import plural
 
 IGNORES_CONDITIONS = "this store ignores conditions: it keeps no second run out, so let only one write there at a time"
@@ -60,6 +60,7 @@ class StoreStaging(Staging):
         self._checks: list[Callable[[], object]] = []  # of what is sent, once it is there
         self._completed: list[StoreStream] = []  # and not looked at yet
         self._placed: dict[StorePath, tuple[StorePath, int]] = {}  # what workers made, where, and its size
+        self._withdraws = False  # what makes an older output a release
 
     def __enter__(self) -> StoreStaging:
         try:
@@ -91,6 +92,8 @@ class StoreStaging(Staging):
                         self._withdraw(self._put)
             finally:
                 self._claim.is_unfinished |= is_given_up()  # the same of all else that was asked
+                if self._withdraws or (self._put and self._claim.is_unfinished):
+                    note_unfinished()
                 self._claim.__exit__(kind, error, trace)
 
     def _remove_left(self, died: Died) -> None:
@@ -139,6 +142,7 @@ class StoreStaging(Staging):
         paths = [(path, staged) for staged, path in (sidecars or {}).items() if isinstance(path, StorePath)]
         beside = {path: self.folder / staged for path, staged in paths}
         self._claim.say([*beside, self._address], [self._address])
+        self._withdraws = force and any(listing_of(path).below(path) for path in beside)
         self._withdraw(beside)
         self._upload({path: file for path, file in beside.items() if file.exists()}, new=True)
         self._check()
@@ -163,7 +167,7 @@ class StoreStaging(Staging):
         last = manifests | vouched
         older = listing_of(self._address).below(self._address)
         self._claim.say({**files, **dict.fromkeys(sent), **older}, manifests or vouched)
-        self._claim.is_unfinished = bool(older)
+        self._claim.is_unfinished = self._withdraws = bool(older)
         self._withdraw(path for path in older if path.name == manifest or (suffix and path.name.endswith(suffix)))
         self._upload({path: file for path, file in files.items() if path not in last})
         self._complete([path for path in sent if path not in vouched])
@@ -268,7 +272,7 @@ class StoreStaging(Staging):
     def _confirm(self) -> None:
         """Note that the output is published: what was put stays."""
         note_publication()
-        self._claim.is_unfinished = False
+        self._claim.is_unfinished = self._withdraws = False
         self._put.clear()
         forget_listings()
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _published = threading.Event()
+_begun = threading.Event()
 _ending: float | None = None
 
 
@@ -54,12 +55,20 @@ def ending_since() -> float | None:
 def note_publication() -> None:
     """Note that something was put where it belongs, so that an interrupt does not say that nothing was."""
     _published.set()
+    _begun.clear()  # as of one that was tried again
+
+
+def note_unfinished() -> None:
+    """Note that something is left half-done where it belongs: an interrupt must not say that nothing was written."""
+    _begun.set()
 
 
 def last_words(number: int) -> str:
     """Return what a user reads who ended the program; nothing where the terminal went away."""
     if number == signal.SIGHUP:
         return ""
+    if _begun.is_set():
+        return "interrupted; what was begun in the store is not whole: run this again\n"
     return f"interrupted{'; what was written is whole' if _published.is_set() else ', nothing written'}\n"
 
 

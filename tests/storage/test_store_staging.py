@@ -431,6 +431,40 @@ def test_an_interrupt_leaves_nothing(proxy: Proxy, folder: StorePath, disk: Path
     assert present(folder) == {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["release", "one.safetensors"])
+def test_an_interrupt_while_a_release_is_replaced_says_so(
+    proxy: Proxy, folder: StorePath, disk: Path, cli: Cli, name: str
+):
+    """It is no release by then, so something was written: a single file is left, without its manifest.
+
+    The same command makes the new one.
+    """
+    run = ["average", disk / "ckpts", *OTHER, "-o", folder / name, "--force"]
+    assert cli("average", disk / "ckpts", *LAW, "-o", folder / name).code == 0
+    old, withdrawn = present(folder), list[Request]()
+
+    def interrupt(request: Request) -> str | None:
+        if request.method == "PUT" and withdrawn:
+            process.send_signal(signal.SIGINT)
+        elif "delete" in request.path or request.method == "DELETE":
+            withdrawn.append(request)
+        return None
+
+    proxy.fault = interrupt
+    command = [sys.executable, "-m", "ema_cli", *map(str, run)]
+    process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _, said = process.communicate(timeout=60)
+    proxy.fault = lambda request: None
+    words = "interrupted; what was begun in the store is not whole: run this again"
+    assert (process.returncode, said.splitlines()[-1]) == (130, words)
+    assert cli("verify", folder / name).code != 0
+    assert "." not in name or present(folder) == {name: old[name]}
+    again = cli(*run)
+    assert again.code == 0, again.err
+    assert cli("verify", folder / name, "--against", disk / "ckpts").code == 0
+
+
 def uploads(folder: StorePath) -> int:
     """Return how many unfinished uploads there are below an address in SeaweedFS."""
     keys = unfinished._find_keys()

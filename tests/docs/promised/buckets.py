@@ -80,6 +80,7 @@ IN_BUCKETS = {
     ],
     "an error, Ctrl-C or SIGTERM": [
         f"{_WRITTEN}::test_an_interrupt_leaves_nothing",
+        f"{_WRITTEN}::test_an_interrupt_while_a_release_is_replaced_says_so",
         f"{_WRITTEN}::test_an_upload_that_fails_leaves_nothing",
         f"{_UPLOADS}::test_the_store_forgets_what_is_aborted",
     ],
