@@ -39,9 +39,11 @@ class Ahead:
         self._next_stretch = next_stretch
         self._feeds = [Feed(reader, self._ask_for_more) for _ in reader.checkpoints]
         self._tasks: deque[tuple[BlockTask, bytes]] = deque()  # with a 1 for each checkpoint of which it comes
-        # Of the block that is folded: what was taken, and of each checkpoint of which more comes, how many bytes.
+        # Of the block that is folded: what was taken; of each checkpoint of which more comes, how many bytes; and the
+        # checkpoints that were added, of which it is lost where the sums are begun again.
         self._taken: Taken = {}
         self._coming: dict[int, int] = {}
+        self._added: set[int] = set()
         self._has_ended = False
         # One thread for all blocks: what many receive, malloc keeps for each of them.
         self._taker = None if arrival(reader.checkpoints) is Arrival.STRAIGHT else ThreadPoolExecutor(1, "take")
@@ -58,12 +60,12 @@ class Ahead:
             while following is not None:
                 task, sizes, taken = following
                 if taken is None:
-                    self._taken, self._coming = {}, sizes
+                    self._taken, self._coming, self._added = {}, sizes, set()
                     yield task
                     self._take_rest(task)  # where somebody did without it, too: the next block comes behind it
                     following = self._begin_next()
                 else:
-                    self._taken, self._coming = taken.result(), {}
+                    self._taken, self._coming, self._added = taken.result(), {}, set()
                     following = self._begin_next()
                     yield task
         finally:
@@ -77,7 +79,7 @@ class Ahead:
     def read(self, task: BlockTask, numbers: Sequence[int], rows: Sequence[memoryview]) -> None:
         """Fill each row with the block of a checkpoint."""
         self._take_rest(task)
-        self._reader.read(task, numbers, rows, self._taken)
+        self._reader.read(task, numbers, rows, self._taken, self._added)
 
     def read_and_add(self, task: BlockTask, numbers: Sequence[int], sums: BlockSums) -> bool:
         """Add the blocks of these checkpoints where they lie; return False where they have to be summed up, too.
@@ -88,11 +90,13 @@ class Ahead:
         if self._reader.sums_up:
             return False
         if self._receive_and_add(numbers, sums):
+            self._added.update(numbers)
             return True
         self._take_rest(task)
         if not all(number in self._taken for number in numbers):
             return False
         sums.add_pieces(numbers, [self._taken.pop(number) for number in numbers])
+        self._added.update(numbers)
         return True
 
     def read_again(self, task: BlockTask, number: int, row: memoryview) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -49,6 +49,7 @@ class FoldReader(CheckpointReader):
         numbers: Sequence[int],
         rows: Sequence[memoryview],
         come: Mapping[int, Sequence[memoryview]] = MappingProxyType({}),
+        added: Container[int] = (),
     ) -> None:
         """Fill each row with the block of a checkpoint.
 
@@ -57,12 +58,14 @@ class FoldReader(CheckpointReader):
             numbers: the checkpoints.
             rows: one for each.
             come: the blocks of checkpoints that were read before, and counted, in pieces.
+            added: checkpoints whose blocks were counted, too, and are read again.
 
         Raises:
             Stopped: where the fold has ended.
         """
         pool = self._side_by_side
-        with self.counted([len(row) for number, row in zip(numbers, rows, strict=True) if number not in come]):
+        new = [number not in come and number not in added for number in numbers]
+        with self.counted([len(row) for row, is_new in zip(rows, new, strict=True) if is_new]):
             if pool is None:
                 for number, row in zip(numbers, rows, strict=True):
                     self._read_row(task, come, number, row)

@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,6 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from ema_cli.folding import buffers, feed
+from ema_cli.folding.block_task import SumsLost
+from ema_cli.folding.kernel import BlockSums
+from ema_cli.folding.kernel.choice import chosen_kernel
+from ema_cli.folding.kernel.numpy_kernel import NUMPY
+from ema_cli.folding.reading import FoldReader
 from ema_cli.storage import listing, object_pieces, objects, straight
 from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.object_pieces import ObjectPieces
@@ -305,6 +310,7 @@ def run(server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     monkeypatch.setattr(buffers, "_STORED_BYTES", 32 * _KIB)
     monkeypatch.setattr(buffers, "_REQUEST_BYTES", 512 * _KIB)
     monkeypatch.setattr(feed, "_SOON_BYTES", 40 * _KIB)
+    monkeypatch.setattr(object_pieces, "_LONG_PIECE_BYTES", 32 * _KIB)
     for step in STEPS:
         generator = torch.Generator().manual_seed(step)
         tensors = {f"w{n}": torch.randn(320, 320, generator=generator) for n in range(3)}
@@ -356,6 +362,29 @@ def test_a_block_that_does_not_come_is_begun_again(
     assert done.code == 0, done.err
     assert (tmp_path / "out.safetensors").read_bytes() == expected
     assert sum(map(len, where.values())) < 6
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_is_read_again_for_a_block_that_is_begun_again_counts_once(
+    server: _Server, run: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, seed: int
+):
+    """Where two checkpoints are added at a time, and the third one's bytes do not come: those of the first two had."""
+    monkeypatch.setattr(buffers, "_STORE_ROWS", 2)
+    lost, real = list[Sequence[int]](), FoldReader.receive_and_add
+
+    def receive_and_add(reader: FoldReader, sums: BlockSums, numbers: Sequence[int], *more: Sequence[int]) -> None:
+        try:
+            real(reader, sums, numbers, *more)
+        except SumsLost:
+            lost.append(list(numbers))
+            raise
+
+    monkeypatch.setattr(FoldReader, "receive_and_add", receive_and_add)
+    server.cut = {"/step-100.safetensors": [random.Random(seed).randrange(100 * _KIB, 500 * _KIB)]}
+    done = cli("average", *run, "--profile", "uniform", "--json", "-o", tmp_path / "out.safetensors")
+    assert done.code == 0, done.err
+    assert lost == ([[0]] if chosen_kernel().kernel is not NUMPY else [])
+    assert done.json["written"]["bytes_read"] == 3 * 3 * 320 * 320 * 4 + 8
 
 
 def test_what_is_not_there_when_the_rest_is_asked_for_is_an_error(
