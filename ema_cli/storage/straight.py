@@ -24,7 +24,7 @@ from ema_cli.storage.listing import StoredObject
 from ema_cli.storage.names import WEB, StorePath
 
 _PLAIN = "http"
-_SIGNED_FOR = timedelta(hours=1)  # the request is made at once
+_SIGNED_FOR = timedelta(minutes=15)  # as long as a signature in a header would hold
 _REFUSED_SECONDS = 60.0  # for which a store that refused, or asked to be left alone, is left to obstore
 _HELD_BYTES = 4 << 20  # by the system: a connection that is served while others are, too, is to have no pause
 _MOST_HELD = Path("/proc/sys/net/core/rmem_max")
