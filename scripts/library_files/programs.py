@@ -181,7 +181,7 @@ def ray(folder: Path) -> Path:
                 train.report({"epoch": epoch}, checkpoint=train.Checkpoint.from_directory(saved))
 
     made = fresh(folder, "ray").absolute()
-    cluster.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    cluster.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)  # and no cluster that is here
     where = train.RunConfig(name="run", storage_path=str(made / "work"))
     TorchTrainer(loop, scaling_config=train.ScalingConfig(num_workers=1), run_config=where).fit()
     cluster.shutdown()
