@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ema_cli.errors import EmaError, OutputError, at_terminal, printable
 from ema_cli.formats import weights_in
-from ema_cli.formats.mark import FOLDER_NAME
+from ema_cli.formats.mark import FOLDER_NAME, described_by
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.wording import recipe_details
 from ema_cli.manifest.manifest import recorded_age
+from ema_cli.manifest.signature import SIGNATURE_SUFFIX
 from ema_cli.manifest.sums import files_beside, sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.storage.location import location
@@ -43,7 +44,7 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     """Check that a summary can be appended to a file. The file need not exist, but its folder must.
 
     Raises:
-        OutputError: if it cannot, or if the file holds weights, or belongs to the output or to an input.
+        OutputError: if it cannot, or if the file holds weights, or belongs to an average, to the output or to an input.
     """
     parent = path.absolute().parent
     try:
@@ -67,6 +68,9 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
         raise _NotAppended(
             f"cannot be appended to: {_reason(error)}", option="summary", subject=path, hint=_HINT
         ) from error
+    average = _average_of(path) or _average_of(real)
+    if average is not None:
+        raise _NotAppended(f"is of an average, {average}", option="summary", subject=path, hint=_HINT)
     if target is not None:
         own = location(target.path).resolve()
         beside = {location(sidecar).resolve() for sidecar in files_beside(target.path)}
@@ -75,6 +79,20 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     for source in (location(path).resolve() for path in inputs):
         if real == source or source in real.parents:
             raise _NotAppended(f"is of an input, {source.name}", option="summary", subject=path, hint=_HINT)
+
+
+def _average_of(path: Path) -> Path | None:
+    """Return the average whose manifest, sums or signature a file is, or in whose folder it lies; None for any other.
+
+    What its sums list is changed by what is appended, and a new file there is one that they do not list.
+    """
+    folder = next((each for each in path.absolute().parents if os.path.lexists(each / FOLDER_NAME)), None)
+    if folder is not None or not os.path.lexists(path):
+        return folder
+    signed = path.with_name(path.name.removesuffix(SIGNATURE_SUFFIX) or path.name)
+    if signed != path and any(map(os.path.lexists, (signed, *sidecars(signed)))):
+        return signed
+    return described_by(path)
 
 
 @contextmanager

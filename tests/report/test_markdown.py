@@ -219,6 +219,32 @@ def test_links_are_followed(tmp_path: Path):
         check_summary(tmp_path / "link.md", target, [tmp_path / "a.pt"])
 
 
+def test_nothing_is_appended_to_what_belongs_to_an_average(cli: Cli, tmp_path: Path):
+    """A manifest, sums, a signature, and all in its folder, also by a link: what was appended broke it."""
+    write_hf_run(tmp_path / "ckpts", [10, 20])
+    for output in ("two", "one.safetensors"):
+        assert cli("average", "ckpts", "--profile", "uniform", "-o", output).code == 0
+    (tmp_path / "one.safetensors.sig").write_text("{}")
+    (tmp_path / "link.md").symlink_to("two/README.md")
+    for name, average in (
+        ("one.safetensors.manifest.json", "one.safetensors"),
+        ("one.safetensors.sha256", "one.safetensors"),
+        ("one.safetensors.sig", "one.safetensors"),
+        ("two/ema-manifest.json", str(tmp_path / "two")),
+        ("two/SHA256SUMS", str(tmp_path / "two")),
+        ("two/README.md", str(tmp_path / "two")),
+        ("two/new.md", str(tmp_path / "two")),
+        ("link.md", str(tmp_path / "two")),
+    ):
+        done = cli("average", "ckpts", "--profile", "uniform", "-o", "x.pt", "--summary", name)
+        told = f"error: --summary: {name}: is of an average, {average}"
+        assert (done.code, done.err.splitlines()[0]) == (5, told)
+    assert cli("verify", "two", "one.safetensors").code == 0
+    for name in ("some.sig", "new.sha256"):
+        (tmp_path / "some.sig").touch()
+        check_summary(tmp_path / name)
+
+
 def test_ten_thousand_checkpoints_are_cut():
     """The heaviest are shown, in their order, and what the others come to."""
     many = manifest([f"step-{number}" for number in range(10_000)])
