@@ -13,7 +13,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.same_model import check_same_model
 from ema_cli.runs.tensor_rules import check_averageable, copied_names
-from ema_cli.storage.location import claim_on, location
+from ema_cli.storage.location import held_claim_on, location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.writing.layout import lay_out_output
@@ -74,19 +74,19 @@ def prepare(
 
 
 def _check_target(job: Job) -> None:
-    """Check that outputs may be written where they go; of what is in the way in a store say whose claim is on it."""
+    """Check that outputs may be written where they go; of what is in the way in a store say who claims it."""
     try:
         job.check_target()
     except OutputError as error:
         claim = None
-        with suppress(CheckpointError):  # the first error says more
-            claim = claim_on(job.target.path)
+        with suppress(CheckpointError, OutputError):  # the first error says more
+            claim = held_claim_on(job.target.path)
         if claim is None:
             raise
         raise OutputError(
             f"{error.fact}; {claim} is the claim of a run that writes there, or died",
             subject=error.subject,
-            hint="wait for its end; if it died, this works in a minute; or write elsewhere",
+            hint="wait for its end; if it died, try again in a minute; or write elsewhere",
         ) from error
 
 

@@ -56,24 +56,38 @@ class Died:
     puts: frozenset[StorePath]
 
 
-def died_at(target: StorePath) -> Died | None:
-    """Return what a run that died has said of a place; None where none did, or its release is whole.
-
-    By the clock of this machine: who takes a claim asks the store for the time.
+def held_claim_on(path: StorePath) -> StorePath | None:
+    """Return the claim on a place, as `claim_on` does, unless its run died.
 
     Raises:
         OutputError: where the store does not say.
     """
-    path = claim_path(target)
+    found = claim_on(path)
+    return found if found is not None and _said_by_the_dead(found) is None else None
+
+
+def died_at(target: StorePath) -> Died | None:
+    """Return what a run that died has said of a place; None where none did, or its release is whole.
+
+    Raises:
+        OutputError: where the store does not say.
+    """
+    said = _said_by_the_dead(claim_path(target))
+    return None if said is None else _left(target, said)
+
+
+def _said_by_the_dead(path: StorePath) -> Mapping[str, object] | None:
+    """Return what a claim says whose run died; None where its run may live, or no claim is there.
+
+    By the clock of this machine: who takes a claim asks the store for the time.
+    """
     with output_errors_in_store(path):
         try:
             held, content = content_of(path)
-            said = held_by(content)
-            if datetime.now(UTC) - held["last_modified"] < _LEASE and not is_dead(said):
-                return None
         except FileNotFoundError:
             return None
-    return _left(target, said)
+    said = held_by(content)
+    return said if datetime.now(UTC) - held["last_modified"] >= _LEASE or is_dead(said) else None
 
 
 def _left(target: StorePath, said: Mapping[str, object]) -> Died | None:

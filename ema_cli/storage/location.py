@@ -179,6 +179,15 @@ def claim_on(path: Path) -> Path | None:
     return claim.claim_on(path)
 
 
+def held_claim_on(path: Path) -> Path | None:
+    """Return the claim on a place in a store, of a run that may live; None elsewhere."""
+    if not isinstance(path, StorePath):
+        return None
+    from ema_cli.storage import claim
+
+    return claim.held_claim_on(path)
+
+
 def left_by_the_dead(path: Path) -> frozenset[Path]:
     """Return what a run that died has left at a place in a store: whoever writes there next removes it."""
     if not isinstance(path, StorePath):

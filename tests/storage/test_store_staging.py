@@ -549,6 +549,19 @@ def test_a_claim_of_a_dead_run_is_no_leave_to_remove_what_is_not_its_own(
     assert present(target) == whole
 
 
+@pytest.mark.parametrize("died", [False, True])
+def test_a_run_may_wait_for_a_claim_only_while_its_owner_may_live(models: StorePath, disk: Path, cli: Cli, died: bool):
+    """Else only --force replaces the whole release that is there, and the hint says so."""
+    target = models / "release"
+    arguments = ("average", disk / "ckpts", *LAW, "-o", target)
+    assert cli(*arguments).code == 0
+    put(claim.claim_path(target), json.dumps({**this_process(), "ended": died}).encode())
+    refused = cli(*arguments)
+    assert (refused.code, "exists already" in refused.err) == (5, True)
+    told = [words in refused.err for words in ("is the claim of a run", "try again in a minute", "--force")]
+    assert told == ([False, False, True] if died else [True, True, False])
+
+
 def fault_of_writes(kind: str, number: int) -> Callable[[Request], str | None]:
     """Return a fault of one request that changes something: of the first, whose number is 0, or a later one."""
     seen = count()
