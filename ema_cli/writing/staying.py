@@ -78,7 +78,8 @@ def notes_of(newest: Checkpoint, beside: Beside, classes: Sequence[str]) -> tupl
     """Return what is said of an output: what stays beside the weights, and what loading it means."""
     notes = []
     if beside.places:
-        notes.append(f"beside the weights, all stays that of {newest.name}: {some(beside.places)}")
+        places = list(dict.fromkeys(beside.places))  # the files of ranks have the same ones
+        notes.append(f"beside the weights, all stays that of {newest.name}: {some(places)}")
     if classes:
         notes.append(f"loading it runs the code of {some(classes)}, as loading {newest.name} does")
     return tuple(notes)

@@ -62,6 +62,8 @@ def test_masters_and_the_model_are_the_average(cli: Cli, tmp_path: Path, kind: s
     """Read again, with float32 weights and without: both are the average, each in its type, and verified."""
     done = cli("average", DATA / kind, *LIKE, "--masters", "-o", "averaged")
     assert done.code == 0, done
+    said = [line.split(": ")[-1] for line in done.err.splitlines() if "all stays that of" in line]
+    assert all(len(set(places.split(", "))) == len(places.split(", ")) for places in said), said  # of all ranks, once
     exact, folder = expected(kind), tmp_path / "averaged"
     tensors = open_checkpoint(folder, ReadOptions(masters=True)).tensors
     for name, value in exact.items():
