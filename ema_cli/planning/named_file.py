@@ -26,7 +26,7 @@ def read_named_file(path: Path, most_bytes: int, *, option: str, hint: str | Non
     try:
         return read_small_file(path, most_bytes)
     except CheckpointError as error:
-        raise UsageError(error.fact, option=option, subject=path, hint=hint) from error
+        raise UsageError(error.fact, option=option, subject=path, hint=error.advice(mentioned) or hint) from error
 
 
 def read_named_text(path: Path, most_bytes: int, *, option: str, hint: str | None) -> str:
@@ -51,9 +51,7 @@ def check_named_file(path: Path, *, option: str, hint: str | None) -> None:
         check_exists(path)
         info = location(path).info()
         fact = "is a folder" if info.is_folder else "is empty" if info.is_file and not info.size else weights_in(path)
-    except UsageError as error:
+    except (UsageError, CheckpointError) as error:  # what it advises, as of a store that lets nobody in, is nearer
         raise UsageError(error.fact, option=option, subject=path, hint=error.advice(mentioned) or hint) from error
-    except CheckpointError as error:
-        raise UsageError(error.fact, option=option, subject=path, hint=hint) from error
     if fact is not None:
         raise UsageError(fact, option=option, subject=path, hint=hint)

@@ -211,7 +211,9 @@ def check_exists(path: Path, *, follow: bool = True) -> None:
     look_anew([path])
     if not location(path).info(follow=follow).exists:
         check_no_address(path)
-        raise UsageError("does not exist", subject=path, hint=hint_at_pattern(path))
+        is_link = follow and location(path).info(follow=False).exists
+        fact = "is a link that leads nowhere" if is_link else "does not exist"
+        raise UsageError(fact, subject=path, hint=hint_at_pattern(path))
 
 
 def hint_at_pattern(path: Path) -> str | None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.errors import UsageError
+from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.planning import named_file
 from ema_cli.planning.named_file import read_named_text
+from ema_cli.storage.local import LocalPath
 
 
 def test_what_lies_there_is_said(tmp_path: Path):
@@ -23,6 +25,7 @@ def test_what_lies_there_is_said(tmp_path: Path):
     (tmp_path / "bytes").write_bytes(b"ab\xff\xfe")
     (tmp_path / "large").write_bytes(b"a" * 101)
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
     said = {}
     for name in ("none", ".", "fifo", *(path.name for path in tmp_path.iterdir())):
         with pytest.raises(UsageError) as raised:
@@ -34,6 +37,7 @@ def test_what_lies_there_is_said(tmp_path: Path):
         "none": "does not exist",
         ".": "is a folder",
         "fifo": "is not a regular file",
+        "loop": "is a link that leads nowhere",
         "step-1.safetensors": "is a checkpoint",
         "step-1.pt": "is a checkpoint",
         "cut.safetensors": "looks like a checkpoint",
@@ -42,6 +46,22 @@ def test_what_lies_there_is_said(tmp_path: Path):
         "bytes": "is no text",
         "large": "101 bytes are too many for this file; at most 100 are read",
     }
+
+
+@pytest.mark.parametrize("place", ["info", "open"])
+def test_the_nearer_advice_is_given(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A store that lets nobody in says what to do; what the file should look like does not help there."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("cannot be looked at: 403 Forbidden", hint="credentials come from the environment")
+
+    (tmp_path / "a").write_text("a,1")
+    monkeypatch.setattr(LocalPath, place, refuse)
+    monkeypatch.setattr(named_file, "check_exists", lambda path: None)
+    monkeypatch.setattr(named_file, "weights_in", lambda path: None)
+    with pytest.raises(UsageError) as raised:
+        read_named_text(tmp_path / "a", 100, option="coefficients", hint="as that")
+    assert raised.value.hint == "credentials come from the environment"
 
 
 def test_a_short_text_is_read_whatever_its_name(tmp_path: Path):
