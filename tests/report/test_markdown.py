@@ -209,6 +209,24 @@ def test_devices_and_pipes(tmp_path: Path):
         check_summary(tmp_path / "loop")
 
 
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("file/s.md", "{}/file is no folder"),
+        ("file/more/s.md", "{}/file is no folder"),
+        ("s" * 300, "no file can have that name"),
+        ("none/s.md", "the folder {}/none does not exist"),
+    ],
+)
+def test_a_place_where_no_file_can_be_is_refused_at_once(name: str, fact: str, tmp_path: Path):
+    """In a file, where `mkdir -p` does not help; under too long a name, which was found when all was done."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as raised:
+        check_summary(tmp_path / name)
+    assert raised.value.fact == fact.format(tmp_path)
+    assert (raised.value.hint or "").startswith("mkdir" if "none" in name else "as --summary")
+
+
 def test_links_are_followed(tmp_path: Path):
     """A link to a checkpoint is that checkpoint."""
     (tmp_path / "a.pt").write_bytes(b"x")
