@@ -153,6 +153,9 @@ def _hub_errors(path: StorePath, what: str) -> Iterator[None]:
         if status == 404:
             raise Missing("does not exist", subject=path) from error
         reason = f"the Hub answers {status}" if status else f"{type(error).__name__}: {error}".split("\n")[0]
-        refused = f"it may be private or gated: HF_TOKEN, or `hf auth login`; or public: {option('anonymous', True)}"
+        ways, anonymous = "HF_TOKEN, or `hf auth login`", option("anonymous", True)
+        refused = f"it may be private or gated: {ways}; or public: {anonymous}"
+        if path.is_anonymous:
+            refused = f"it is not public: leave out {anonymous}; {ways}"
         hint_of_status = refused if status in (401, 403) else None
         raise Unreadable(f"{what}: {without_queries(reason)[:300]}", subject=path, hint=hint_of_status) from error

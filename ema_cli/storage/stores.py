@@ -221,4 +221,7 @@ def _advice(path: StorePath, reason: str) -> str | None:
     known = _CREDENTIALS.get(path.scheme)
     if known is None or not (reason.startswith(_ANSWERED_NO) or _LACKING in reason):
         return None
-    return f"credentials come from the environment: {known}; what is public is read with {option('anonymous', True)}"
+    credentials, anonymous = f"credentials come from the environment: {known}", option("anonymous", True)
+    if path.is_anonymous:
+        return f"it is not public: leave out {anonymous}; {credentials}"
+    return f"{credentials}; what is public is read with {anonymous}"

@@ -174,7 +174,9 @@ def test_what_the_hub_refuses_is_an_error(hub: Hub, files: dict[str, bytes], cli
     done = cli("inspect", "hf://org/model/run", *LAW)
     assert done.code == 3, done
     assert ": cannot be read at byte 0: the Hub answers 403" in done.err
-    assert "HF_TOKEN" in done.err
+    assert "private or gated: HF_TOKEN, or `hf auth login`; or public: --anonymous" in done.err
+    done = cli("inspect", "hf://org/model/run", *LAW, "--anonymous")
+    assert "hint:  it is not public: leave out --anonymous; HF_TOKEN, or `hf auth login`" in done.err
 
 
 def test_a_token_is_sent_and_not_shown(hub: Hub, files: dict[str, bytes], cli: Cli, monkeypatch: pytest.MonkeyPatch):

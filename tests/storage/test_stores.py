@@ -228,7 +228,9 @@ def test_what_is_public_is_read_without_a_signature(
     assert all(request.signed for request in proxy.requests[before:])
     monkeypatch.setattr(stores, "_clients", {})
     before = len(proxy.requests)
-    assert "403 Forbidden" in cli("inspect", run, *LAW, "--anonymous").err
+    refused = cli("inspect", run, *LAW, "--anonymous").err
+    assert "403 Forbidden" in refused
+    assert "hint:  it is not public: leave out --anonymous; credentials come from" in refused
     assert not any(request.signed for request in proxy.requests[before:])
 
 
