@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -174,5 +175,5 @@ def _meant(run: Run, key: str) -> Checkpoint:
     raise RunError(
         f"'{key[:200]}' is the name or the clock of {what}",
         subject=run.root,
-        hint=f"names and clocks are those that ema-cli inspect {run.root} shows",
+        hint=f"names and clocks are those that ema-cli inspect {shlex.quote(str(run.root))} shows",
     )

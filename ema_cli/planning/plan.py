@@ -6,6 +6,7 @@ Numbers first, tensors second: a plan needs clocks only, so it is instant. No to
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -170,7 +171,9 @@ def _nothing_left(run: Run, recipe: Recipe, skipped: Sequence[Skipped]) -> Nothi
     shown = between[-1] if between else skipped[0]
     fact = f"no checkpoint is left to average: {shown.checkpoint.name}: {shown.reason}"
     if not between or recipe.interval is None:
-        return NothingLeft(fact, subject=run.root, hint=f"see what each checkpoint is: ema-cli inspect {run.root}")
+        return NothingLeft(
+            fact, subject=run.root, hint=f"see what each checkpoint is: ema-cli inspect {shlex.quote(str(run.root))}"
+        )
     unit = recipe.interval.unit
     return NothingLeft(
         f"{fact}, and it is at {Time(_clock(shown.checkpoint, unit), unit)}",

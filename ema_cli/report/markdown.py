@@ -22,7 +22,7 @@ from ema_cli.manifest.signature import SIGNATURE_SUFFIX
 from ema_cli.manifest.sums import files_beside, sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.storage.info import Kind
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, missing_folder
 from ema_cli.text import plural, size
 from ema_cli.writing.target import Target
 
@@ -50,15 +50,11 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     parent = path.absolute().parent
     try:
         if not os.path.lexists(path):
-            nearest = next(each for each in (parent, *parent.parents) if os.path.lexists(each))
-            if not nearest.is_dir():
-                raise _NotAppended(f"{nearest} is no folder", option="summary", subject=path, hint=_HINT)
             if location(path).info().kind is Kind.IMPOSSIBLE:
                 raise _NotAppended("no file can have that name", option="summary", subject=path, hint=_HINT)
             if not parent.is_dir():
-                raise _NotAppended(
-                    f"the folder {parent} does not exist", option="summary", subject=path, hint=f"mkdir -p {parent}"
-                )
+                fact, hint = missing_folder(parent)
+                raise _NotAppended(fact, option="summary", subject=path, hint=hint or _HINT)
             if not os.access(parent, os.W_OK):
                 raise _NotAppended(f"nothing can be written to {parent}", option="summary", subject=path, hint=_HINT)
         elif path.is_dir():

@@ -8,6 +8,8 @@ in stores.
 from __future__ import annotations
 
 import fnmatch
+import os
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -214,6 +216,17 @@ def check_exists(path: Path, *, follow: bool = True) -> None:
         is_link = follow and location(path).info(follow=False).exists
         fact = "is a link that leads nowhere" if is_link else "does not exist"
         raise UsageError(fact, subject=path, hint=hint_at_pattern(path))
+
+
+def missing_folder(folder: Path) -> tuple[str, str | None]:
+    """Return what is wrong with a local folder in which something is to be written, and how to make it.
+
+    It is None where nothing can: where a file lies in the place of the folder, or of one around it.
+    """
+    nearest = next((each for each in (folder, *folder.parents) if os.path.lexists(each)), folder.parent)
+    if not location(nearest).info().is_folder:
+        return f"{nearest} is no folder", None
+    return f"the folder {folder} does not exist", f"make it first: mkdir -p {shlex.quote(str(folder))}"
 
 
 def hint_at_pattern(path: Path) -> str | None:

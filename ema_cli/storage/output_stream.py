@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -215,6 +216,6 @@ def output_errors(path: Path) -> Iterator[None]:
         hint = {
             errno.ENOSPC: f"make room, or {WRITE_ELSEWHERE}",
             errno.EDQUOT: f"make room, or {WRITE_ELSEWHERE}",
-            errno.ENOENT: f"make the folder first: mkdir -p {path.parent}",
+            errno.ENOENT: f"make the folder first: mkdir -p {shlex.quote(str(path.parent))}",
         }.get(error.errno or 0)
         raise OutputError(f"cannot be written: {error.strerror or error}", subject=path, hint=hint) from error

@@ -11,7 +11,7 @@ from ema_cli.formats.mark import FOLDER_NAME, SUMS_NAME
 from ema_cli.manifest.signature import SIGNATURE_NAME
 from ema_cli.manifest.sums import files_beside, is_own_sidecar
 from ema_cli.storage.info import Info, Kind
-from ema_cli.storage.location import left_by_the_dead, location, walk
+from ema_cli.storage.location import left_by_the_dead, location, missing_folder, walk
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.storage.source import InputFile
@@ -44,7 +44,8 @@ def _check_surroundings(target: Target) -> None:
     """Check that the folder around the target exists, and that files with the names of its sidecars are ours."""
     path, parent = target.path, target.path.absolute().parent
     if not isinstance(path, StorePath) and not location(parent).info().is_folder:
-        raise OutputError(f"the folder {parent} does not exist", subject=path, hint=f"make it first: mkdir -p {parent}")
+        fact, hint = missing_folder(parent)
+        raise OutputError(fact, subject=path, hint=hint or WRITE_ELSEWHERE)
     for sidecar in () if target.is_folder else files_beside(path):
         if _look(sidecar).exists and not is_own_sidecar(sidecar, path.name):
             raise OutputError(

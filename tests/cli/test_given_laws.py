@@ -195,6 +195,21 @@ def test_errors_name_the_option(run: Path, cli: Cli, arguments: tuple[str, ...],
     assert sorted(run.rglob("*")) == before
 
 
+def test_commands_in_hints_can_be_copied(run: Path, cli: Cli):
+    """Paths with spaces stand in quotes."""
+    (run / "ckpts").rename(run / "my ckpts")
+    (run / "odd.csv").write_text("none,1\n")
+    inspect, make = "ema-cli inspect 'my ckpts'", f"mkdir -p '{run}/my out'"
+    for options, command in (
+        (["--coefficients", "odd.csv"], inspect),
+        (["--half-life", "5ba", "--start", "9999ba"], inspect),
+        (["--half-life", "5ba", "-o", "my out/x.safetensors"], make),
+        (["--half-life", "5ba", "--summary", "my out/s.md"], make),
+    ):
+        done = cli("average", "my ckpts", *options)
+        assert command in done.err, done
+
+
 def test_a_base_of_another_model_is_no_checkpoint_to_leave_out(run: Path, cli: Cli):
     """The hint is at another base, not at --exclude, which leaves out none."""
     save_file({"w": torch.zeros(3)}, run / "models/other.safetensors")

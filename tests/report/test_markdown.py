@@ -224,7 +224,7 @@ def test_a_place_where_no_file_can_be_is_refused_at_once(name: str, fact: str, t
     with pytest.raises(OutputError) as raised:
         check_summary(tmp_path / name)
     assert raised.value.fact == fact.format(tmp_path)
-    assert (raised.value.hint or "").startswith("mkdir" if "none" in name else "as --summary")
+    assert (raised.value.hint or "").startswith("make it first: mkdir -p" if "none" in name else "as --summary")
 
 
 def test_links_are_followed(tmp_path: Path):

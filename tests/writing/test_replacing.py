@@ -39,6 +39,13 @@ def test_a_missing_folder_is_named(tmp_path: Path):
     refuse(Target(tmp_path / "no" / "x.safetensors", False), "no does not exist")
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path):
+    """There `mkdir -p` helps nobody."""
+    (tmp_path / "file").touch()
+    for name in ("file/x.safetensors", "file/more/x.safetensors"):
+        refuse(Target(tmp_path / name, False), "file is no folder")
+
+
 def test_an_existing_target_needs_force(tmp_path: Path):
     """A file that is there is refused without force, and free with it."""
     path = tmp_path / "x.safetensors"
