@@ -50,6 +50,7 @@ KNOWN = {
     "A worker does one task at a time": _OUTSIDE,
     "--max-memory holds": ["tests/engines/test_memory.py::test_what_a_worker_takes"],
     "--json tells": [f"{_COMMANDS}::test_a_series_by_workers"],
+    "Parts are counted from 0": [f"{_PARTS}::test_what_is_no_part"],
     "Each makes its share": [f"{_PARTS}::test_tasks_are_shared_out_by_their_size"],
     "Whoever finds that all are there": [
         f"{_PARTS}::test_only_one_publishes",
@@ -91,6 +92,10 @@ KNOWN = {
         f"{_DIGEST}::test_it_differs_with_one_byte_of_a_checkpoint",
     ],
     "In a bucket a worker makes whole files": [f"{_STORES}::test_a_folder_in_a_store"],
+    "So one worker makes all of a single file": [
+        f"{_STORES}::test_a_single_file",
+        f"{_STORES}::test_a_folder_in_a_store",
+    ],
     "When all are there, the store copies": [f"{_STORES}::test_a_release_that_is_replaced"],
     "A store copies at most": [f"{_STORES}::test_a_single_file"],
     "The claim on the output is the lease": [

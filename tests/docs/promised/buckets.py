@@ -91,6 +91,7 @@ IN_BUCKETS = {
         f"{_KILLED}::test_the_claim_of_a_killed_run_of_another_machine_is_kept_until_it_is_old",
         f"{_KILLED}::test_a_kill_at_any_change_during_a_take_over_leaves_nothing_to_the_next",
         f"{_KILLED}::test_unfinished_uploads_are_aborted_however_many",
+        f"{_WRITTEN}::test_a_run_may_wait_for_a_claim_only_while_its_owner_may_live",
     ],
     "--sign puts its signature before": [
         f"{_KILLED}::test_after_a_kill_at_any_change_a_signature_is_that_of_the_release",
