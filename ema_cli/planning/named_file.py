@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError, UsageError, mentioned
+from ema_cli.errors import CheckpointError, EmaError, Unreadable, UsageError, mentioned
 from ema_cli.formats import weights_in
 from ema_cli.storage.location import check_exists, location
+from ema_cli.storage.names import StorePath
 from ema_cli.storage.small_file import read_small_file
 
 
@@ -26,7 +28,7 @@ def read_named_file(path: Path, most_bytes: int, *, option: str, hint: str | Non
     try:
         return read_small_file(path, most_bytes)
     except CheckpointError as error:
-        raise UsageError(error.fact, option=option, subject=path, hint=error.advice(mentioned) or hint) from error
+        raise _named(error, path, option, hint) from error
 
 
 def read_named_text(path: Path, most_bytes: int, *, option: str, hint: str | None) -> str:
@@ -51,7 +53,18 @@ def check_named_file(path: Path, *, option: str, hint: str | None) -> None:
         check_exists(path)
         info = location(path).info()
         fact = "is a folder" if info.is_folder else "is empty" if info.is_file and not info.size else weights_in(path)
-    except (UsageError, CheckpointError) as error:  # what it advises, as of a store that lets nobody in, is nearer
-        raise UsageError(error.fact, option=option, subject=path, hint=error.advice(mentioned) or hint) from error
+    except (UsageError, CheckpointError) as error:
+        raise _named(error, path, option, hint) from error
     if fact is not None:
         raise UsageError(fact, option=option, subject=path, hint=hint)
+
+
+def nearer_advice(error: EmaError, path: Path) -> str | None:
+    """Return what to do where a file cannot be read, whatever it should look like; None where nothing stops that."""
+    if isinstance(error, Unreadable) and not isinstance(path, StorePath):
+        return f"see who may read it: ls -ld {shlex.quote(str(path))}"
+    return error.advice(mentioned)
+
+
+def _named(error: EmaError, path: Path, option: str, hint: str | None) -> UsageError:
+    return UsageError(error.fact, option=option, subject=path, hint=nearer_advice(error, path) or hint)

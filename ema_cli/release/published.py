@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, mentioned, option
+from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
 from ema_cli.formats.mark import FILE_SUFFIX, SUMS_SUFFIX
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.signature import SIGNATURE_NAME, SIGNATURE_SUFFIX, signature_path
 from ema_cli.manifest.sums import manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
-from ema_cli.planning.named_file import check_named_file
+from ema_cli.planning.named_file import check_named_file, nearer_advice
 from ema_cli.runs.run import read_run
 from ema_cli.storage.location import check_exists, claim_on, location, look_anew
 
@@ -189,7 +189,7 @@ def read_named_manifest(path: Path) -> Manifest:
         check_named_file(path, option="recipe", hint=None)
         return read_manifest(path)
     except EmaError as error:
-        hint = error.advice(mentioned) or _hint_at_manifest(path)
+        hint = nearer_advice(error, path) or _hint_at_manifest(path)
         raise type(error)(error.fact, option=error.option, subject=error.subject, hint=hint) from error
 
 

@@ -50,13 +50,13 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     parent = path.absolute().parent
     try:
         if not os.path.lexists(path):
-            if location(path).info().kind is Kind.IMPOSSIBLE:
-                raise _NotAppended("no file can have that name", option="summary", subject=path, hint=_HINT)
             if not parent.is_dir():
                 fact, hint = missing_folder(parent)
                 raise _NotAppended(fact, option="summary", subject=path, hint=hint or _HINT)
-            if not os.access(parent, os.W_OK):
+            if not os.access(parent, os.W_OK | os.X_OK):
                 raise _NotAppended(f"nothing can be written to {parent}", option="summary", subject=path, hint=_HINT)
+            if location(path).info().kind is Kind.IMPOSSIBLE:
+                raise _NotAppended("no file can have that name", option="summary", subject=path, hint=_HINT)
         elif path.is_dir():
             raise _NotAppended("is a folder", option="summary", subject=path, hint=_HINT)
         elif not (path.is_file() or path.is_char_device()):

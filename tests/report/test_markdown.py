@@ -227,6 +227,13 @@ def test_a_place_where_no_file_can_be_is_refused_at_once(name: str, fact: str, t
     assert (raised.value.hint or "").startswith("make it first: mkdir -p" if "none" in name else "as --summary")
 
 
+def test_a_folder_without_rights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who may not write there, or not look, is told at once, and of which option it is."""
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.X_OK)
+    with pytest.raises(OutputError, match=r"summary=.*nothing can be written to"):
+        check_summary(tmp_path / "s.md")
+
+
 def test_links_are_followed(tmp_path: Path):
     """A link to a checkpoint is that checkpoint."""
     (tmp_path / "a.pt").write_bytes(b"x")
