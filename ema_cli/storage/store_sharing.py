@@ -127,7 +127,8 @@ class SharedStoreStaging(StoreStaging):
             forget_listings()
             # The error that brings us here says more.
             with suppress(CheckpointError, OutputError), output_errors_in_store(self._address):
-                if not self._claim.is_lost():  # else what is there is another run's
+                # Else what is there is another run's: of one that took this claim, or that has refused it.
+                if self._claim.is_ours() if self._claims else not self._claim.is_lost():
                     self._withdraw(listing_of(self.tasks).below(self.tasks))
                     abort_unfinished(self.tasks)  # of workers that died
         super().__exit__(kind, error, trace)

@@ -135,7 +135,10 @@ KNOWN = {
         f"{_PARTS}::test_a_damaged_part_is_found_and_made_again",
     ],
     "the hidden folder belongs": [f"{_PARTS}::test_a_folder_that_somebody_else_made_is_not_used"],
-    "two runs make the same average": [f"{_SPREAD}::test_a_second_run_of_the_same_average"],
+    "two runs make the same average": [
+        f"{_SPREAD}::test_a_second_run_of_the_same_average",
+        f"{_STORES}::test_a_second_run_of_the_same_average",
+    ],
     "a worker stands still, and goes on when all": [
         "tests/engines/test_killed.py::test_a_worker_that_stood_still_makes_no_hidden_folder_anew"
     ],

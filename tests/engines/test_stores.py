@@ -105,6 +105,27 @@ def test_workers_that_are_lost(tmp_path: Path, bucket: StorePath, executor: Exec
     assert present(bucket / "out") == there
 
 
+def test_a_second_run_of_the_same_average(tmp_path: Path, bucket: StorePath, executor: Executor):
+    """It is refused, and leaves what workers of the first have put: it used to remove that, and the first failed."""
+    made = put_run(bucket / "run", tmp_path)
+    refused: list[tuple[set[str], set[str]]] = []
+
+    def begin_another(done: int, total: int) -> None:
+        put = set(present(bucket / "out"))
+        if not refused and any(name.endswith(".safetensors") for name in put):
+            with pytest.raises(OutputError, match="the claim on it is held by another run"):
+                perform(prepared(made, bucket / "out", 600), by=Engine("x", executor))
+            refused.append((put, set(present(bucket / "out"))))
+
+    first = prepared(made, bucket / "out", 600)
+    perform(first, by=Engine("x", executor), progress=begin_another)
+    ((before, after),) = refused
+    assert before <= after
+    average(made, bucket / "alone", max_shard_size=600)
+    there = {name.replace("alone", "out", 1): content for name, content in present(bucket / "alone").items()}
+    assert present(bucket / "out") == there
+
+
 class EngineBroken(BrokenExecutor):
     """A worker that is lost."""
 
