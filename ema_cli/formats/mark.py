@@ -15,6 +15,7 @@ RECORD = "ema_cli.json"  # in the archive of a file as torch.save writes it, and
 MAX_MARK_BYTES = 64 << 20
 FOLDER_NAME, SUMS_NAME = "ema-manifest.json", "SHA256SUMS"  # the manifest and the sums in a folder
 FILE_SUFFIX, SUMS_SUFFIX = ".manifest.json", ".sha256"  # the same beside a file, whose name comes before
+SIGNATURE_NAME, SIGNATURE_SUFFIX = "model.sig", ".sig"  # the signature in a folder, and beside a file
 LIKE_INPUT = "like_input"  # in a mark: the file is the newest checkpoint, with averages in the place of its weights
 EXACT_LORA = "exact_lora"  # in a mark: the rank of A and B whose product is the average of an adapter's products
 MERGED = "merge_into"  # in a mark: whether the average is of the whole model, an adapter merged into its base
@@ -45,10 +46,10 @@ def asked_for(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def described_by(path: Path) -> Path | None:
-    """Return the file or folder whose manifest or sums a path is by its name; None for any other path."""
-    if path.name in (FOLDER_NAME, SUMS_NAME):
+    """Return the file or folder whose manifest, sums or signature a path is by its name; None for any other path."""
+    if path.name in (FOLDER_NAME, SUMS_NAME, SIGNATURE_NAME):
         return path.parent
-    suffix = next((suffix for suffix in (FILE_SUFFIX, SUMS_SUFFIX) if path.name.endswith(suffix)), "")
+    suffix = next((each for each in (FILE_SUFFIX, SUMS_SUFFIX, SIGNATURE_SUFFIX) if path.name.endswith(each)), "")
     return path.with_name(path.name.removesuffix(suffix)) if suffix and path.name != suffix else None
 
 

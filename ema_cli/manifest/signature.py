@@ -14,11 +14,10 @@ from typing import Any
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.json_text import parse_json
+from ema_cli.formats.mark import SIGNATURE_NAME, SIGNATURE_SUFFIX
 from ema_cli.storage.small_file import read_small_file
 from ema_cli.text import lazy_pattern
 
-SIGNATURE_NAME = "model.sig"
-SIGNATURE_SUFFIX = ".sig"
 SERIALIZATION = {"method": "files", "hash_type": "sha256"}
 _MAX_BYTES = 16 << 20  # of fifty thousand files
 _SHA256 = lazy_pattern("[0-9a-f]{64}")

@@ -16,7 +16,8 @@ from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
-from ema_cli.manifest.signature import SERIALIZATION, SIGNATURE_NAME, Signature
+from ema_cli.formats.mark import SIGNATURE_NAME
+from ema_cli.manifest.signature import SERIALIZATION, Signature
 from ema_cli.planning.named_file import read_named_file
 from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.output_stream import output_errors, sync_file

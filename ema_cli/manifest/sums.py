@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.mark import FILE_SUFFIX, FOLDER_NAME, SUMS_NAME, SUMS_SUFFIX
-from ema_cli.manifest.signature import SIGNATURE_SUFFIX, read_signature, signature_path
+from ema_cli.formats.mark import FILE_SUFFIX, FOLDER_NAME, SIGNATURE_SUFFIX, SUMS_NAME, SUMS_SUFFIX
+from ema_cli.manifest.signature import read_signature, signature_path
 from ema_cli.manifest.types import OutputRow
 from ema_cli.storage.location import location
 from ema_cli.text import lazy_pattern

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
-from ema_cli.formats.mark import FILE_SUFFIX, SUMS_SUFFIX
+from ema_cli.formats.mark import FILE_SUFFIX, SIGNATURE_NAME, SIGNATURE_SUFFIX, SUMS_SUFFIX
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.manifest.signature import SIGNATURE_NAME, SIGNATURE_SUFFIX, signature_path
+from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.sums import manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.named_file import check_named_file, nearer_advice
@@ -93,7 +93,7 @@ def _averages_at(path: Path, allow_extra: Sequence[str]) -> list[Published]:
     if location(path).info().is_folder:
         whole = Published(path, is_folder=True)
         return [whole] if whole.vouched else _averages_inside(path, allow_extra) or [whole]
-    for suffix in (FILE_SUFFIX, SUMS_SUFFIX, SIGNATURE_SUFFIX):
+    for suffix in (FILE_SUFFIX, SUMS_SUFFIX, SIGNATURE_SUFFIX) if path.name != SIGNATURE_NAME else ():
         if path.name.endswith(suffix) and path.name != suffix:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)

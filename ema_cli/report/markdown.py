@@ -18,7 +18,6 @@ from ema_cli.formats.mark import FOLDER_NAME, described_by
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.wording import recipe_details
 from ema_cli.manifest.manifest import recorded_age
-from ema_cli.manifest.signature import SIGNATURE_SUFFIX
 from ema_cli.manifest.sums import files_beside, sidecars
 from ema_cli.manifest.types import Manifest
 from ema_cli.storage.info import Kind
@@ -91,10 +90,9 @@ def _average_of(path: Path) -> Path | None:
     folder = next((each for each in path.absolute().parents if os.path.lexists(each / FOLDER_NAME)), None)
     if folder is not None or not os.path.lexists(path):
         return folder
-    signed = path.with_name(path.name.removesuffix(SIGNATURE_SUFFIX) or path.name)
-    if signed != path and any(map(os.path.lexists, (signed, *sidecars(signed)))):
-        return signed
-    return described_by(path)
+    average = described_by(path)
+    is_there = average is not None and any(map(os.path.lexists, (average, *sidecars(average))))
+    return average if is_there else None
 
 
 @contextmanager

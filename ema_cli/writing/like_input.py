@@ -17,8 +17,7 @@ from ema_cli.formats.copies.frames import can_be_marked
 from ema_cli.formats.copies.left_out import LeftOut
 from ema_cli.formats.copies.order import files_at_once
 from ema_cli.formats.copies.stored import NotWrittenBack, StoredPiece
-from ema_cli.formats.mark import FOLDER_NAME, RECORD, SUMS_NAME
-from ema_cli.manifest.signature import SIGNATURE_NAME
+from ema_cli.formats.mark import FOLDER_NAME, RECORD, SIGNATURE_NAME, SUMS_NAME
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location, walk
 from ema_cli.storage.source import ByteSource, HeldBytes, InputFile

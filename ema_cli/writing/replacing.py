@@ -7,8 +7,7 @@ from pathlib import Path, PurePath
 
 from ema_cli.errors import CheckpointError, EmaError, OutputError, Unreadable, mentioned, option
 from ema_cli.formats import open_checkpoint
-from ema_cli.formats.mark import FOLDER_NAME, SUMS_NAME
-from ema_cli.manifest.signature import SIGNATURE_NAME
+from ema_cli.formats.mark import FOLDER_NAME, SIGNATURE_NAME, SUMS_NAME
 from ema_cli.manifest.sums import files_beside, is_own_sidecar
 from ema_cli.storage.info import Info, Kind
 from ema_cli.storage.location import left_by_the_dead, location, missing_folder, walk

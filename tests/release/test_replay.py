@@ -436,20 +436,25 @@ def test_what_is_no_manifest_is_named_with_the_manifest_of_it(run: InProcess):
 
 
 def test_what_is_no_average_is_named_with_the_average_of_it(run: InProcess):
-    """A manifest or sums in the place of a checkpoint; `report` takes them for the average, as `verify` does."""
+    """A manifest, sums, a signature in the place of a checkpoint; `report` takes them for the average, as `verify`."""
     write_hf_run(run.folder / "ckpts", [10, 20])
-    for output in ("one.safetensors", "two"):
+    for output, signature in (("one.safetensors", "one.safetensors.sig"), ("two", "two/model.sig")):
         assert run("average", "ckpts", "--half-life", "10ba", "-q", "-o", output)[0] == 0
+        (run.folder / signature).write_text('{"mediaType": "one of a signature"}')
     for named, meant in (
         ("one.safetensors.manifest.json", "one.safetensors"),
         ("one.safetensors.sha256", "one.safetensors"),
+        ("one.safetensors.sig", "one.safetensors"),
         ("two/ema-manifest.json", "two"),
         ("two/SHA256SUMS", "two"),
+        ("two/model.sig", "two"),
     ):
         for command in (["inspect", named], ["compare", named, "two"], ["average", named, "--last", "1", "-o", "x"]):
             code, told = run.json(*command)
             assert (code, told["error"]["hint"]) == (3, f"name that: {meant}"), told
         assert run("report", named, "-q", "--force") == (0, f"{meant}.html\n")
+    code, told = run.json("average", "ckpts", "--recipe", "two/model.sig", "-o", "x")
+    assert (code, told["error"]["hint"]) == (3, "name its manifest: --recipe two/ema-manifest.json")
 
 
 def test_gates_hold_for_it_too(run: InProcess, big: Mapping[str, Path]):

@@ -257,6 +257,7 @@ def test_nothing_is_appended_to_what_belongs_to_an_average(cli: Cli, tmp_path: P
         ("one.safetensors.sig", "one.safetensors"),
         ("two/ema-manifest.json", str(tmp_path / "two")),
         ("two/SHA256SUMS", str(tmp_path / "two")),
+        ("two/model.sig", str(tmp_path / "two")),
         ("two/README.md", str(tmp_path / "two")),
         ("two/new.md", str(tmp_path / "two")),
         ("link.md", str(tmp_path / "two")),
