@@ -52,10 +52,11 @@ def proxy(seaweed: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setattr(stores, "_clients", {})
     listing.forget_listings()
     with running_proxy(seaweed) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        # Last: what still runs of the test before would make a client of another server.
+        monkeypatch.setattr(stores, "_clients", {})
         yield proxy
     listing.forget_listings()
 
