@@ -17,7 +17,7 @@ from ema_cli.text import plural
 from ema_cli.writing.outputs import Output
 
 _ALIGNED_BYTES = 1 << 20  # a stretch begins at a multiple of it: file systems lock, and stripe, by such units
-_LEAST_BYTES = 48 << 20  # of a task: what it costs besides, in Dask some 10 ms of processors, is small then
+_LEAST_BYTES = 80 << 20  # of a task: what it costs besides, in Dask some 10 ms of processors, is small then
 _MOST_BYTES = 1 << 30
 _TASKS = 256
 _SHARED_EVENLY = (2, 4, 6, 8, 12, 16, 20, 24)  # so many stretches have few workers to wait for each other in the end
