@@ -32,7 +32,7 @@ class Pace:
         self._reads = 0
         self._seconds = 0.0
         self._since = time.monotonic()
-        self._idle = idle_seconds()
+        self._idle: float | None = None  # seconds, when it was decided last
         self._begun = False  # whether what was read first is behind
         self._rate = 0.0  # reads per second when more were started last
 
@@ -53,7 +53,7 @@ class Pace:
             if reads == 0 or elapsed < _LEAST_SECONDS:
                 return False
             self._reads, self._seconds, self._since = 0, 0.0, now
-            before, self._idle = self._idle, idle_seconds()
+            before, self._idle = self._idle, idle_seconds() if self.least_idle else None
             if not self._begun:
                 self._begun = True
                 return False

@@ -28,11 +28,13 @@ _LONG_BYTES = 8 << 20  # of a request that is worth a connection of its own
 class Pieces:
     """Bytes that are received in order, in pieces: here those of an iterator."""
 
-    descriptor: int | None = None
-    """One whose next bytes are the next ones here, if there is one."""
-
     def __init__(self, pieces: Iterator[memoryview]) -> None:
         self._pieces = pieces
+
+    @property
+    def descriptor(self) -> int | None:
+        """Return one whose next bytes are the next ones here, if there is one."""
+        return None
 
     def receive(self, size: int | None = None) -> memoryview:
         """Return the next piece. It may be of any size, and is of `size` bytes where that can be chosen."""
@@ -60,7 +62,7 @@ class ObjectPieces(Pieces):
         self._answer: Iterator[Any] | None = None  # obstore's
 
     @property
-    def descriptor(self) -> int | None:  # type: ignore[override]
+    def descriptor(self) -> int | None:
         """Return that of the connection, where the bytes come over one of ours."""
         return None if self._straight is None else self._straight.descriptor
 

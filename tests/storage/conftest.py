@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ema_cli.storage import listing, stores
+from ema_cli.storage import listing, objects, stores
 from ema_cli.storage.names import StorePath, as_path
 from scripts.seaweed import BUCKET, find_weed, running_seaweed
 from tests.storage.proxy import Proxy, running_proxy
@@ -58,6 +59,16 @@ def proxy(seaweed: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
         # Last: what still runs of the test before would make a client of another server.
         monkeypatch.setattr(stores, "_clients", {})
         yield proxy
+    listing.forget_listings()
+
+
+@pytest.fixture
+def nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known of any store, and nothing will be after the test."""
+    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    listing.forget_listings()
+    yield
     listing.forget_listings()
 
 

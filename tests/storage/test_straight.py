@@ -23,7 +23,7 @@ from ema_cli.folding.kernel import BlockSums
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.kernel.numpy_kernel import NUMPY
 from ema_cli.folding.reading import FoldReader
-from ema_cli.storage import listing, object_pieces, objects, straight
+from ema_cli.storage import object_pieces, straight
 from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.object_pieces import ObjectPieces
 from ema_cli.storage.objects import ObjectFile, ObjectPlace
@@ -89,17 +89,13 @@ class _Handler(Handler):
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_known: None) -> Iterator[_Server]:
     """Return a server that has what lies in `tmp_path`; short answers come over connections of ours, too."""
     monkeypatch.setattr(object_pieces, "_LONG_BYTES", 16 * _KIB)
-    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
     monkeypatch.setattr(straight, "_refused_until", {})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    listing.forget_listings()
     server = _Server(tmp_path)
     with serving(_Handler, server_=server) as server.address:
         yield server
-    listing.forget_listings()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.storage import listing, objects
 from tests.conftest import Cli
 from tests.storage.loopback import Answer, Handler, serving
 from tests.storage.stores import obstore
@@ -67,15 +66,11 @@ class _Handler(Handler):
 
 
 @pytest.fixture
-def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Web]:
+def web(tmp_path: Path, nothing_known: None) -> Iterator[_Web]:
     """Return a server that has what lies in `tmp_path`."""
-    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    listing.forget_listings()
     web = _Web(tmp_path)
     with serving(_Handler, web=web) as web.address:
         yield web
-    listing.forget_listings()
 
 
 @pytest.fixture
