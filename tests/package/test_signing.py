@@ -160,7 +160,7 @@ def test_keys_that_will_not_do(signing: Signing):
         assert (done.returncode, done.stderr.startswith(f"error: --sign: {key}.pem: is no private key")) == (2, True)
         assert f"exit 2: error: --signed-by: {key}.pub: is no public key" in signing.ours("ckpts", key)
     locked = ("ema-cli", "average", "ckpts", "--half-life", "100ba", "-o", "x.pt", "--sign", "b.pem")
-    assert "'b.pem' is not encrypted with this password" in signing(*locked, EMA_SIGN_PASSWORD="wrong").stderr
+    assert "b.pem: is not encrypted with this password" in signing(*locked, EMA_SIGN_PASSWORD="wrong").stderr
     assert not (signing.folder / "x.pt").exists()
 
 
