@@ -180,17 +180,30 @@ def new_file(path: Path, *, summed: bool = True, synced: bool = True) -> Iterato
 def write_file(
     path: Path, blocks: Iterable[bytes | memoryview], *, summed: bool = True, synced: bool = True
 ) -> WrittenFile:
-    """Write a file block by block.
+    """Write a file block by block, small ones together.
 
     Raises:
         OutputError: where it cannot be written.
     """
     with new_file(path, summed=summed, synced=synced) as stream:
         position = 0
-        for block in blocks:
+        for block in _together(blocks):
             stream.write(position, block)
             position += len(block)
         return WrittenFile(position, stream.sha256())
+
+
+def _together(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Yield small blocks as larger ones: a text comes word by word, and each would be a call to the system."""
+    small = bytearray()
+    for block in blocks:
+        if len(small) + len(block) < _WRITE_BYTES:
+            small += block
+            continue
+        yield bytes(small)
+        small.clear()
+        yield block
+    yield bytes(small)
 
 
 def sync_file(path: Path) -> None:

@@ -52,6 +52,23 @@ def test_of_a_file_that_will_be_removed_soon_the_disk_is_asked_nothing(tmp_path:
     assert len(asked) == 2
 
 
+def test_small_blocks_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A thousand words of a text are one call to the system; a large block between them is written as it is."""
+    calls: list[int] = []
+    pwrite = os.pwrite
+    monkeypatch.setattr(
+        output_stream.os, "pwrite", lambda file, data, at: calls.append(len(data)) or pwrite(file, data, at)
+    )
+    words = [b"word%d " % number for number in range(1000)]
+    text = b"".join(words)
+    written = write_file(tmp_path / "text", words)
+    assert (calls, written.size) == ([len(text)], len(text))
+    whole = text + PART + text
+    written = write_file(tmp_path / "both", [*words, PART, *words])
+    assert (tmp_path / "both").read_bytes() == whole
+    assert (written.size, written.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
+
+
 def test_a_file_that_is_not_summed_has_no_sum(tmp_path: Path):
     """It is empty."""
     stream = OutputStream(tmp_path / "x", summed=False)
