@@ -13,6 +13,7 @@ from ema_cli.planning.plan import Plan
 from ema_cli.text import some
 
 _MOST_NAMES = 5
+_MOST_CHARS = 60  # of a line that is no name
 _MAX_KEYS_BYTES = 64 << 20
 
 
@@ -91,26 +92,51 @@ def read_keys(path: Path) -> frozenset[str]:
     """
     hint = "a file with one name on each line, or the manifest of an average"
     text = read_named_text(path, _MAX_KEYS_BYTES, option="expect_keys", hint=hint)
-    names = _in_json(text) if text.lstrip().startswith(("{", "[")) else None
-    names = names if names is not None else [line.strip() for line in text.splitlines() if line.strip()]
-    if not names:
-        raise UsageError("lists no name", option="expect_keys", subject=path, hint=hint)
+    try:
+        names = _in_json(text)
+        names = names if names is not None else _on_lines(text)
+        if not names:
+            raise ValueError("lists no name")
+    except ValueError as error:
+        raise UsageError(str(error), option="expect_keys", subject=path, hint=hint) from error
     return frozenset(names)
 
 
+def _on_lines(text: str) -> list[str]:
+    """Return the names on the lines of a text.
+
+    Raises:
+        ValueError: for another text, as sums, a table or a program; a name with a space is read from JSON alone.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    for number, line in enumerate(lines, 1):
+        if len(line.split()) > 1:
+            shown = line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]}..."
+            raise ValueError(f"is no list of names: its line {number} is {shown!r}")
+    return [line for line in lines if line]
+
+
 def _in_json(text: str) -> list[str] | None:
-    """Return the names in a text of JSON, None where it is none, or holds something else."""
+    """Return the names in a text of JSON, None where it is none.
+
+    Raises:
+        ValueError: where the JSON is of something else.
+    """
+    if not text.lstrip().startswith(("{", "[")):
+        return None
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return None  # a name may begin so, as `['params']['kernel']`
     if isinstance(content, dict):
         rows = content.get("tensors")
         if "recipe" in content and isinstance(rows, list):  # a manifest
             return [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row]
         inner = content.get("weight_map", content)
         content = [name for name in inner if name != "__metadata__"] if isinstance(inner, dict) else None
-    return content if isinstance(content, list) and all(isinstance(name, str) for name in content) else None
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return content
+    raise ValueError("is JSON, and no list or object of names")
 
 
 def _differences(expected: frozenset[str], names: Collection[str]) -> list[str]:

@@ -163,6 +163,32 @@ def test_files_that_list_nothing(tmp_path: Path, content: bytes | None):
         read_keys(tmp_path / "keys")
 
 
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        (f"{'ab' * 32}  model.safetensors\n", f"its line 1 is '{'ab' * 30}...'"),
+        ("layer.bias\n\nnorm.weight F32 [8]\n", "its line 3 is 'norm.weight F32 [8]'"),
+        ("{\n layer.bias: 1\n}\n", "its line 2 is 'layer.bias: 1'"),
+        ('[{"name": "layer.bias"}]', "is JSON, and no list or object of names"),
+        ('{"weight_map": [["layer.bias", 1]]}', "is JSON, and no list or object of names"),
+    ],
+)
+def test_files_that_list_something_else(tmp_path: Path, text: str, fact: str):
+    """Sums, a table, a program, other JSON: their lines were taken for names that are missing."""
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UsageError) as raised:
+        read_keys(tmp_path / "keys")
+    assert fact in raised.value.fact
+
+
+def test_a_name_may_begin_as_json_does(tmp_path: Path):
+    """As those of trees that JAX writes; one with a space comes from JSON alone."""
+    (tmp_path / "keys").write_text("['params']['kernel']\n['params']['bias']\n")
+    assert read_keys(tmp_path / "keys") == {"['params']['kernel']", "['params']['bias']"}
+    (tmp_path / "keys").write_text('["a name"]')
+    assert read_keys(tmp_path / "keys") == {"a name"}
+
+
 def test_many_names_are_cut():
     """The first five of each kind, and how many more."""
     problem = Gates(expect_keys=frozenset(f"a{number}" for number in range(9))).problem([], [], ["b"])
