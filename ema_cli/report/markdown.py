@@ -6,6 +6,7 @@ No numpy.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ _MOST_WARNINGS = 20
 _MOST_CHARS = 80  # of a name
 _MOST_CHARS_OF_A_WARNING = 200
 _BAR_WIDTH = 24
+_LOOK_BYTES = 1 << 16
 _HINT = "as --summary summary.md"
 
 Averages = Sequence[tuple[Path, Manifest]]
@@ -44,7 +46,8 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     """Check that a summary can be appended to a file. The file need not exist, but its folder must.
 
     Raises:
-        OutputError: if it cannot, or if the file holds weights, or belongs to an average, to the output or to an input.
+        OutputError: if it cannot, or if the file holds weights or what is no text, or belongs to an average, to the
+            output or to an input.
     """
     parent = path.absolute().parent
     try:
@@ -62,6 +65,8 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
             raise _NotAppended("is neither a regular file nor a device", option="summary", subject=path, hint=_HINT)
         elif (weights := weights_in(path)) is not None:
             raise _NotAppended(weights, option="summary", subject=path, hint=_HINT)
+        elif path.is_file() and not _is_text(path):
+            raise _NotAppended("is no text", option="summary", subject=path, hint=_HINT)
         else:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         real = path.resolve()
@@ -80,6 +85,18 @@ def check_summary(path: Path, target: Target | None = None, inputs: Iterable[Pat
     for source in (location(path).resolve() for path in inputs):
         if real == source or source in real.parents:
             raise _NotAppended(f"is of an input, {source.name}", option="summary", subject=path, hint=_HINT)
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a file begins as text in UTF-8 does, as far as a look can tell; an empty one does."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(_LOOK_BYTES)
+        return "\0" not in codecs.getincrementaldecoder("utf-8")().decode(begin)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    except OSError:  # who may only write there can append
+        return True
 
 
 def _average_of(path: Path) -> Path | None:

@@ -244,6 +244,33 @@ def test_links_are_followed(tmp_path: Path):
         check_summary(tmp_path / "link.md", target, [tmp_path / "a.pt"])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x1f\x8b\x08\0\0",
+        b"text\0\0",
+        b"\x89PNG\r\n\x1a\n",
+        b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n",
+        "# Job\n".encode("utf-16"),
+    ],
+)
+def test_nothing_is_appended_to_what_is_no_text(tmp_path: Path, content: bytes):
+    """Archives, a picture, a document, a text of two bytes a character: what is appended would spoil it."""
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match="is no text"):
+        check_summary(path)
+    assert path.read_bytes() == content
+
+
+def test_text_of_any_language_and_length_is_appended_to(tmp_path: Path):
+    """Where the look ends within a character, it is text all the same; an empty file is, too."""
+    path = tmp_path / "summary.md"
+    for text in ("", "x" + "\u00e9" * (1 << 16)):
+        path.write_text(text, encoding="utf-8")
+        check_summary(path)
+
+
 def test_nothing_is_appended_to_what_belongs_to_an_average(cli: Cli, tmp_path: Path):
     """A manifest, sums, a signature, and all in its folder, also by a link: what was appended broke it."""
     write_hf_run(tmp_path / "ckpts", [10, 20])
