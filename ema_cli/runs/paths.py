@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ema_cli.errors import UsageError, option
 from ema_cli.law.time import Time
+from ema_cli.storage.alike import hint_at_alike
 from ema_cli.storage.location import PATTERN_SIGNS, hint_at_pattern, location, look_anew
 from ema_cli.storage.names import StorePath, check_no_address
 from ema_cli.text import plural
@@ -28,9 +29,9 @@ def check_paths(paths: Sequence[Path]) -> None:
 
 
 def _what_it_may_be(path: Path, paths: Sequence[Path]) -> str | None:
-    """Return what to write instead: the path may be a pattern in quotes, or the second value of an option."""
+    """Return what to write instead: the path may be a pattern in quotes, a second value of an option, or mistyped."""
     if isinstance(path, StorePath):
-        return hint_at_pattern(path)
+        return hint_at_pattern(path) or hint_at_alike(path)
     if any(sign in path.as_posix() for sign in PATTERN_SIGNS):
         count = _count_fitting(Path(path.anchor), path)
         if count:
@@ -40,7 +41,7 @@ def _what_it_may_be(path: Path, paths: Sequence[Path]) -> str | None:
     try:
         time = Time.parse(str(path))
     except UsageError:
-        return None
+        return hint_at_alike(path)
     return f"{_ONE_VALUE}: {option('half_life', str(time))}"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ema_cli.errors import CheckpointError, UsageError
+from ema_cli.storage.alike import hint_at_alike
 from ema_cli.storage.info import Entry, Info
 from ema_cli.storage.local import LocalPath
 from ema_cli.storage.names import StorePath, as_path, check_no_address
@@ -214,8 +215,9 @@ def check_exists(path: Path, *, follow: bool = True) -> None:
     if not location(path).info(follow=follow).exists:
         check_no_address(path)
         is_link = follow and location(path).info(follow=False).exists
-        fact = "is a link that leads nowhere" if is_link else "does not exist"
-        raise UsageError(fact, subject=path, hint=hint_at_pattern(path))
+        if is_link:
+            raise UsageError("is a link that leads nowhere", subject=path)
+        raise UsageError("does not exist", subject=path, hint=hint_at_pattern(path) or hint_at_alike(path))
 
 
 def missing_folder(folder: Path) -> tuple[str, str | None]:

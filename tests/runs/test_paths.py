@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, write_torch_run
-from tests.storage.stores import put
+from tests.storage.stores import obstore, put
 
 LAW = ("--half-life", "100ba")
 
@@ -57,6 +58,53 @@ def test_a_second_value_of_an_option_is_no_path(
 def test_other_paths_have_no_hint(cli: Cli, tmp_path: Path) -> None:
     """Nothing is guessed of a path that may be anything."""
     assert cli("average", "nowhere", *LAW).err == "error: nowhere: does not exist\n"
+
+
+@pytest.mark.parametrize("command", ["average", "verify"])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("dem", "demo"), ("Demo/step-100.pt", "demo/step-100.pt"), ("demo/step100.pt", "demo/step-100.pt")],
+)
+def test_a_name_that_is_like_the_written_one_is_hinted_at(
+    cli: Cli, tmp_path: Path, command: str, written: str, meant: str
+):
+    """In a store as on a disk, and of a folder around it, too; nothing that is named otherwise is."""
+    write_torch_run(tmp_path / "demo", [100])
+    (tmp_path / "others").mkdir()
+    bucket = StorePath("memory://alike/runs")
+    for place in (bucket / "demo" / "step-100.pt", bucket / "others" / "a"):
+        put(place, b"")
+    law = LAW if command == "average" else ()
+    for folder in (Path(), bucket):
+        done = cli(command, folder / written, *law)
+        assert (done.code, done.err) == (
+            2,
+            f"error: {folder / written}: does not exist\nhint:  did you mean {folder / meant}?\n",
+        )
+
+
+def test_an_empty_folder_is_not_hinted_at_itself(cli: Cli, tmp_path: Path):
+    """That it is like what is written is no help."""
+    (tmp_path / "empty").mkdir()
+    assert cli("average", "empty/run", *LAW).err == "error: empty/run: does not exist\n"
+
+
+def test_no_hint_takes_more_than_a_listing_of_the_folder_around(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    """Of a store: what lies deeper may be much. Where it refuses to be asked, the error is what it was."""
+    bucket, asked = StorePath("memory://alike-once/runs"), list[str]()
+    put(bucket / "demo" / "step-100.pt", b"")
+    real = obstore.list_with_delimiter
+
+    def noted(client: Any, prefix: str) -> Any:
+        asked.append(prefix)
+        if len(asked) > 1:
+            raise obstore.exceptions.GenericError("no")
+        return real(client, prefix)
+
+    monkeypatch.setattr(obstore, "list_with_delimiter", noted)
+    assert "did you mean" in cli("inspect", bucket / "dem", *LAW).err
+    assert asked == ["runs"]
+    assert cli("inspect", bucket / "dem", *LAW).err == f"error: {bucket / 'dem'}: does not exist\n"
 
 
 @pytest.mark.parametrize("command", ["average", "inspect", "compare", "verify", "watch"])

@@ -1,0 +1,57 @@
+"""What a mistyped path may have been meant to be: a name that is like it, where it should be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from ema_cli.errors import CheckpointError
+from ema_cli.storage.names import HUB, WEB, StorePath
+
+_MOST_NAMES = 10_000  # that are compared: each takes some microseconds
+_LEAST_LIKENESS = 0.75  # `dem` and `demo` have 0.86, `step-100` and `step-200` 0.88
+
+
+def hint_at_alike(path: Path) -> str | None:
+    """Return a hint at what lies beside a path that does not exist, under a name that is like its own; else None.
+
+    Where the folder around it does not exist either, that one is compared. It takes a request for each of these in a
+    store, of which nothing is known yet.
+    """
+    for part in (path, *path.parents):
+        if not part.name or (isinstance(part, StorePath) and not part.key):
+            return None
+        names = list(islice(_names_in(part.parent), _MOST_NAMES))
+        if part.name in names:
+            return None  # an empty folder
+        if names:
+            from difflib import get_close_matches  # which few errors need
+
+            alike = get_close_matches(part.name, names, cutoff=_LEAST_LIKENESS)
+            meant = [str(part.with_name(name) / path.relative_to(part)) for name in alike]
+            return f"did you mean {' or '.join(meant)}?" if meant else None
+    return None
+
+
+def _names_in(folder: Path) -> Iterable[str]:
+    """Return the names in a folder; none where it does not exist or cannot be looked into."""
+    if isinstance(folder, StorePath):
+        return () if folder.scheme in (HUB, *WEB) else _names_in_store(folder)
+    with suppress(OSError):
+        return os.listdir(folder)
+    return ()
+
+
+def _names_in_store(folder: StorePath) -> Iterable[str]:
+    """Return the names in a folder of a store: of what lies deeper nothing is listed, which may be much."""
+    from ema_cli.storage.asking import listed
+    from ema_cli.storage.stores import client_of, obstore, store_errors
+
+    with suppress(CheckpointError), store_errors(folder, "cannot be looked into"):
+        here = listed(lambda: obstore().list_with_delimiter(client_of(folder), folder.key or None))
+        found = [*(meta["path"] for meta in here["objects"]), *here["common_prefixes"]]
+        return [name.rpartition("/")[2] for name in found]
+    return ()
