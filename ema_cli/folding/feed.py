@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ema_cli.dataclass import dataclass
 from ema_cli.folding.reading import FoldReader
+from ema_cli.storage.object_file import ObjectFile
 from ema_cli.storage.object_pieces import Pieces
-from ema_cli.storage.objects import ObjectFile
 from ema_cli.storage.ranges import NARROW_BYTES
 
 Part = tuple[ObjectFile, int, int]

@@ -18,6 +18,7 @@ from typing import Any
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing, Unreadable, UsageError, option
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.source import HINT_REWRITTEN
 from ema_cli.storage.stores import without_queries
 
 _TRIES = 3  # of a read whose body was cut; huggingface_hub itself tries again what the Hub refuses
@@ -86,7 +87,7 @@ def read_from_hub(path: StorePath, pinned: str, begin: int, out: memoryview) -> 
     raise Unreadable(f"cannot be read at byte {begin}: {len(data)} of {len(out)} bytes came", subject=path)
 
 
-def check_same_on_hub(path: StorePath, pinned: str, tag: str, hint: str) -> None:
+def check_same_on_hub(path: StorePath, pinned: str, tag: str) -> None:
     """Check that a file of a bucket is the one that was opened; one of a commit always is.
 
     Raises:
@@ -100,7 +101,7 @@ def check_same_on_hub(path: StorePath, pinned: str, tag: str, hint: str) -> None
     except Missing as error:
         raise Missing("disappeared while it was used", subject=path) from error
     if facts.get("xet_hash") != tag:
-        raise CheckpointError("changed while it was used", subject=path, hint=hint)
+        raise CheckpointError("changed while it was used", subject=path, hint=HINT_REWRITTEN)
 
 
 def _pin(hub: Any, root: str, resolved: Any) -> str:

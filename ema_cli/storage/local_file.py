@@ -18,10 +18,9 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable
 from ema_cli.storage.info import Identity
+from ema_cli.storage.source import HINT_REWRITTEN, NOT_REGULAR
 
 _MAX_OPEN = 128
-_NOT_REGULAR = "is not a regular file"
-_HINT_REWRITTEN = "average a run that is not being rewritten"
 
 
 class LocalFile:
@@ -116,7 +115,7 @@ class LocalFile:
             )
         else:
             offset = min(offset, self._size_now())
-            hint = f"something cut it short; {_HINT_REWRITTEN}"
+            hint = f"something cut it short; {HINT_REWRITTEN}"
             error = CheckpointError(f"ends at byte {offset} while it is read", subject=self.path, hint=hint)
         error.at_byte = offset
         return error
@@ -131,7 +130,7 @@ class LocalFile:
         if self._identity.parts[:1] == ("",):
             now = Identity(("", "", *now.parts[2:]))
         if now != self._identity:
-            raise CheckpointError("changed while it was used", subject=self.path, hint=_HINT_REWRITTEN)
+            raise CheckpointError("changed while it was used", subject=self.path, hint=HINT_REWRITTEN)
 
     def _take_descriptor(self) -> int:
         """Return a descriptor that stays open until it is given back."""
@@ -167,12 +166,12 @@ class LocalFile:
         try:
             # Before it is opened, too: to open a device can be an action of its own.
             if not stat.S_ISREG(os.stat(self.path).st_mode):
-                raise CheckpointError(_NOT_REGULAR, subject=self.path)
+                raise CheckpointError(NOT_REGULAR, subject=self.path)
             # O_NONBLOCK: should a FIFO take its place now, nobody waits for a writer that never comes.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(_NOT_REGULAR, subject=self.path)
+                raise CheckpointError(NOT_REGULAR, subject=self.path)
         except BaseException as error:
             if descriptor >= 0:
                 os.close(descriptor)

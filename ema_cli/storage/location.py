@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from ema_cli.errors import CheckpointError, UsageError
 from ema_cli.storage.alike import hint_at_alike
 from ema_cli.storage.info import Entry, Info
-from ema_cli.storage.local import LocalPath
+from ema_cli.storage.local_place import LocalPlace
 from ema_cli.storage.names import StorePath, as_path, check_no_address
 from ema_cli.storage.source import InputFile
 
@@ -146,10 +146,10 @@ def location(path: str | Path) -> Location:
     """Return the place that a path or an address names."""
     path = path if isinstance(path, Path) else as_path(path)
     if isinstance(path, StorePath):
-        from ema_cli.storage.objects import ObjectPlace  # which only those need who read from a store
+        from ema_cli.storage.object_place import ObjectPlace  # which only those need who read from a store
 
         return ObjectPlace(path.without_dots())
-    return LocalPath(path)
+    return LocalPlace(path)
 
 
 def open_for_others(path: Path) -> InputFile:
@@ -160,7 +160,7 @@ def open_for_others(path: Path) -> InputFile:
     """
     if not isinstance(path, StorePath):
         return location(path).open()
-    from ema_cli.storage.objects import ObjectReadByOthers  # which only those need who read from a store
+    from ema_cli.storage.object_file import ObjectReadByOthers  # which only those need who read from a store
 
     return ObjectReadByOthers.of(path)
 

@@ -14,12 +14,12 @@ from ema_cli.errors import CheckpointError, Missing, Unreadable
 from ema_cli.storage.asking import answered_in_main, content_of, key_of, look_at
 from ema_cli.storage.listing import StoredObject, tag_of
 from ema_cli.storage.names import WEB, StorePath
+from ema_cli.storage.source import HINT_REWRITTEN
 from ema_cli.storage.stores import client_of, failures, is_plain, obstore, store_errors
 
 if TYPE_CHECKING:
     from ema_cli.storage.straight import Straight
 
-HINT_REWRITTEN = "average a run that is not being rewritten"
 _PIECE_BYTES = 1 << 18  # that are received before they are handed on
 _LONG_PIECE_BYTES = 1 << 19  # the same, over a connection of ours
 _LONG_BYTES = 8 << 20  # of a request that is worth a connection of its own

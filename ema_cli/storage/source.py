@@ -10,6 +10,9 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError
 from ema_cli.storage.info import Identity
 
+HINT_REWRITTEN = "average a run that is not being rewritten"
+NOT_REGULAR = "is not a regular file"
+
 
 class ByteSource(Protocol):
     """Bytes that can be read by range, from several threads: a file, or a region of one."""

@@ -23,7 +23,7 @@ from ema_cli.storage.around import Around, Copy
 from ema_cli.storage.asking import content_of, is_given_up, put, remove
 from ema_cli.storage.claim import Claim, Died
 from ema_cli.storage.listing import forget_listings, listing_of
-from ema_cli.storage.local import LocalPath
+from ema_cli.storage.local_file import LocalFile
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging import Sender, Staging
@@ -214,7 +214,7 @@ class StoreStaging(Staging):
 
     def _put_one(self, path: StorePath, file: Path, streams: list[StoreStream], *, new: bool) -> None:
         """Put a local file; a large one is sent as what is made here, and added to `streams`."""
-        source = LocalPath(file).open()
+        source = LocalFile(file)
         if new:
             self._create(path, source.read(0, source.size))
         elif source.size <= part_bytes(source.size):

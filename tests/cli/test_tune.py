@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.storage.local import LocalPath
+from ema_cli.storage.local_place import LocalPlace
 from ema_cli.tuning.journal import alone
 from tests.conftest import Cli, write_hf_run, write_torch_run
 from tests.formats.adapters.adapters import write_run
@@ -284,11 +284,11 @@ print(99 if name == "last" else abs(int(name[:-2]) - 200))
     command = ["tune", "ckpts", *halves, "--eval", python(code), "-o", "best.safetensors", "-f"]
     each = cli(*command, "--dry-run", "--json").json["would_evaluate"]["bytes_each"]
 
-    def free_bytes(place: LocalPath) -> int:
+    def free_bytes(place: LocalPlace) -> int:
         lying = len(list(run_folder.glob(".ema-cli-*/candidates/*/*/best.safetensors")))
         return (room - lying) * each + each // 2
 
-    monkeypatch.setattr(LocalPath, "free_bytes", free_bytes)
+    monkeypatch.setattr(LocalPlace, "free_bytes", free_bytes)
     room = 3
     done = cli(*command, "--json")
     assert done.code == 0, done

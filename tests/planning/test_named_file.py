@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from ema_cli.errors import CheckpointError, EmaError, Unreadable, UsageError
 from ema_cli.planning import named_file
 from ema_cli.planning.named_file import read_named_text
-from ema_cli.storage.local import LocalPath
+from ema_cli.storage.local_place import LocalPlace
 
 
 def test_what_lies_there_is_said(tmp_path: Path):
@@ -65,7 +65,7 @@ def test_the_nearer_advice_is_given(
         raise error
 
     (tmp_path / "a").write_text("a,1")
-    monkeypatch.setattr(LocalPath, place, refuse)
+    monkeypatch.setattr(LocalPlace, place, refuse)
     monkeypatch.setattr(named_file, "check_exists", lambda path: None)
     monkeypatch.setattr(named_file, "weights_in", lambda path: None)
     with pytest.raises(UsageError) as raised:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ema_cli.storage.local import LocalPath
+from ema_cli.storage.local_place import LocalPlace
 from tests.conftest import Cli
 
 
@@ -65,13 +65,13 @@ def test_one_optimizer_is_opened_for_a_run(cli: Cli, tmp_path: Path, monkeypatch
     """That of the newest checkpoint, however many there are."""
     write(tmp_path / "run", "optimizer.pt", train_mode=None)
     opened = []
-    own = LocalPath.open
+    own = LocalPlace.open
 
-    def open_noted(path: LocalPath) -> object:
+    def open_noted(path: LocalPlace) -> object:
         opened.append(str(path))
         return own(path)
 
-    monkeypatch.setattr(LocalPath, "open", open_noted)
+    monkeypatch.setattr(LocalPlace, "open", open_noted)
     assert cli("inspect", "run", "--half-life", "100ba").code == 0
     optimizers = [name for name in opened if "optimizer.pt" in name]
     assert len(optimizers) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ema_cli.storage import listing, objects, stores
+from ema_cli.storage import listing, object_file, stores
 from ema_cli.storage.names import StorePath, as_path
 from scripts.seaweed import BUCKET, find_weed, running_seaweed
 from tests.storage.proxy import Proxy, running_proxy
@@ -65,7 +65,7 @@ def proxy(seaweed: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
 @pytest.fixture
 def nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is known of any store, and nothing will be after the test."""
-    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+    monkeypatch.setattr(object_file, "_kept", type(object_file._kept)())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     listing.forget_listings()
     yield

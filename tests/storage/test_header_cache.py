@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.storage import header_cache, listing, objects, stores
+from ema_cli.storage import header_cache, listing, object_file, stores
 from ema_cli.storage.header_cache import find, keep, keep_headers, opening
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli
@@ -134,7 +134,7 @@ def run(proxy: Proxy, folder: StorePath, tmp_path: Path) -> StorePath:
 
 def forget() -> None:
     """Forget what a process knows of stores, as the next command does."""
-    objects._kept._ranges.clear()
+    object_file._kept._ranges.clear()
     listing.forget_listings()
 
 

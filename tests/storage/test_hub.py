@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ema_cli.errors import UsageError
 from ema_cli.storage import hub as storage_hub
-from ema_cli.storage import listing, objects
+from ema_cli.storage import listing, object_file
 from ema_cli.storage.location import location
 from ema_cli.storage.names import as_path
 from tests.conftest import Cli, write_hf_run
@@ -27,7 +27,7 @@ LAW = ("--half-life", "500ba")
 @pytest.fixture(autouse=True)
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """Return a Hub to which hf:// leads in this process."""
-    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+    monkeypatch.setattr(object_file, "_kept", type(object_file._kept)())
     monkeypatch.setattr(storage_hub, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -76,7 +76,7 @@ def test_a_run_on_the_hub_is_averaged(
 def test_several_checkpoints_are_asked_for_at_once(hub: Hub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
     """From the first to the last byte of their tensors: a request takes a while, whatever it brings."""
     monkeypatch.setattr("ema_cli.folding.buffers._ALONE_BYTES", 1 << 17)
-    monkeypatch.setattr(objects, "_PIECE_BYTES", 1 << 17)
+    monkeypatch.setattr(object_file, "_PIECE_BYTES", 1 << 17)
     (tmp_path / "run").mkdir()
     for step in (100, 200, 300, 400):
         save_file({"w": torch.full((400_000,), float(step))}, tmp_path / "run" / f"step-{step}.safetensors")
@@ -128,7 +128,7 @@ def test_a_bucket_is_read_and_one_that_changes_meanwhile_is_an_error(
         if "/resolve/" in path:
             hub.buckets["org/ckpts"][changed] = bytes(len(files[changed]))
 
-    objects._kept._ranges.clear()
+    object_file._kept._ranges.clear()
     hub.fault = change
     done = cli("average", "hf://buckets/org/ckpts/run", *LAW, "-o", target, "--force")
     assert done.code == 3

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.storage import listing, objects, stores
+from ema_cli.storage import listing, object_file, stores
 from ema_cli.storage.store_staging import IGNORES_CONDITIONS
 from tests.conftest import Cli, write_hf_run
 from tests.storage.proxy import Proxy, running_proxy
@@ -54,7 +54,7 @@ def rclone(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(stores, "_clients", {})
-    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+    monkeypatch.setattr(object_file, "_kept", type(object_file._kept)())
     listing.forget_listings()
     with running_proxy(address) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)

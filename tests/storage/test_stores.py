@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ema_cli import Recipe, make_plan, open_run
 from ema_cli import average as write_average
 from ema_cli.errors import Unreadable
-from ema_cli.storage import listing, object_pieces, objects, stores, straight
+from ema_cli.storage import listing, object_file, object_pieces, stores, straight
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath, anonymously, as_path
 from tests.conftest import Cli, Outcome
@@ -37,7 +37,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "SILENCE", timedelta(seconds=0.5))
     quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
     monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
-    monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+    monkeypatch.setattr(object_file, "_kept", type(object_file._kept)())
 
 
 @pytest.fixture(params=["obstore", "straight"])
@@ -332,7 +332,7 @@ def test_whatever_happens_it_is_the_average_or_an_error(
         proxy.fault = lambda _, draw=draw, kinds=kinds, share=share: (
             draw.choice(kinds) if draw.random() < share else None
         )
-        monkeypatch.setattr(objects, "_kept", type(objects._kept)())
+        monkeypatch.setattr(object_file, "_kept", type(object_file._kept)())
         done = average(cli, run, tmp_path, "--force")
         outcomes.append(done.code)
         assert done.code in (0, 3), done

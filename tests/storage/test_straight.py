@@ -25,8 +25,8 @@ from ema_cli.folding.kernel.numpy_kernel import NUMPY
 from ema_cli.folding.reading import FoldReader
 from ema_cli.storage import object_pieces, straight
 from ema_cli.storage.names import StorePath, as_path
+from ema_cli.storage.object_file import ObjectFile
 from ema_cli.storage.object_pieces import ObjectPieces
-from ema_cli.storage.objects import ObjectFile, ObjectPlace
 from ema_cli.storage.stores import is_plain
 from tests.conftest import Cli
 from tests.storage.loopback import Answer, Handler, serving
@@ -110,7 +110,7 @@ def opened(server: _Server) -> ObjectFile:
     """Return `data.bin`, opened; nothing has been asked for since."""
     path = as_path(f"{server.address}/data.bin")
     assert isinstance(path, StorePath)
-    file = ObjectPlace(path).open()
+    file = ObjectFile.of(path)
     server.ours.clear()
     server.others.clear()
     return file

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from ema_cli.storage import listing, objects
+from ema_cli.storage import listing, object_file
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli
@@ -28,7 +28,7 @@ def put_many(folder: StorePath, files: dict[str, bytes]) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda each: put(folder / each[0], each[1]), files.items()))
     listing.forget_listings()
-    objects._kept._ranges.clear()
+    object_file._kept._ranges.clear()
 
 
 def is_listing(request: Request) -> bool:
@@ -119,7 +119,7 @@ def test_a_hundred_checkpoints_of_fifty_shards_take_one_request_a_shard(proxy: P
     assert asked.total() <= 5000 + 2 * 100
     assert sum(map(is_listing, proxy.requests[begin:])) <= 6  # 5,200 names
     listing.forget_listings()
-    objects._kept._ranges.clear()
+    object_file._kept._ranges.clear()
     begin = len(proxy.requests)
     assert cli("inspect", folder, "--profile", "uniform").out == first.out
     assert all(map(is_listing, proxy.requests[begin:]))

@@ -1,4 +1,4 @@
-"""Files and folders in object stores. Every read is bound to the object that was seen first, by its ETag.
+"""Objects in stores that are read by range. Every read is bound to the object that was seen first, by its ETag.
 
 A request costs as much as many bytes. So the small reads by which a format is recognised and its header is read take
 more than they ask for, and that is kept for the next ones.
@@ -9,82 +9,21 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import Self
 
-from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, Missing
+from ema_cli.errors import CheckpointError
 from ema_cli.storage import header_cache
 from ema_cli.storage.hub import check_same_on_hub, read_from_hub
-from ema_cli.storage.info import Entry, Identity, Info, Kind
+from ema_cli.storage.info import Identity
 from ema_cli.storage.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of
 from ema_cli.storage.names import StorePath, remember_query
-from ema_cli.storage.object_pieces import HINT_REWRITTEN, ObjectPieces, Pieces, check_same
+from ema_cli.storage.object_pieces import ObjectPieces, Pieces, check_same
+from ema_cli.storage.source import NOT_REGULAR
 from ema_cli.storage.stores import place_of
-
-if TYPE_CHECKING:
-    from ema_cli.storage.staging import Staging
 
 _KEPT_BYTES = 32 << 20  # of beginnings and ends of files, in all
 _PIECE_BYTES = 1 << 22  # of what the Hub sends, whole
 _NEAR_BYTES = 1 << 13  # before a small range in the middle of a file, and seven times that behind it
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectPlace:
-    """A place in an object store; a `Location`."""
-
-    path: StorePath
-
-    def info(self, *, follow: bool = True) -> Info:
-        """Return what lies here. A store has no links."""
-        try:
-            stored = listing_of(self.path).object(self.path)
-        except Missing:
-            return Info(Kind.MISSING)
-        if stored is FOLDER:
-            return Info(Kind.FOLDER, 0, Identity((str(self.path),)))
-        return Info(Kind.FILE, stored.size, _identity(self.path, stored), stored.written)
-
-    def names(self) -> list[str]:
-        """Return the names in the folder here, in no order."""
-        return list(listing_of(self.path).folder(self.path))
-
-    def entries(self) -> list[Entry]:
-        """Return what the folder here holds, in no order."""
-        return [
-            Entry(self.path, name, Kind.FOLDER if stored is FOLDER else Kind.FILE, is_link=False)
-            for name, stored in listing_of(self.path).folder(self.path).items()
-        ]
-
-    def open(self) -> ObjectFile:
-        """Return the object here, to be read by range. It takes no request, unless nothing is known of it."""
-        stored = listing_of(self.path).object(self.path)
-        if stored is FOLDER:
-            raise CheckpointError("is not a regular file", subject=self.path)
-        return ObjectFile(self.path, stored)
-
-    def resolve(self) -> StorePath:
-        """Return the address itself."""
-        return self.path
-
-    def free_bytes(self) -> int:
-        """Return how many bytes can be written where an output is made before it is put here."""
-        from ema_cli.storage.store_staging import free_temporary_bytes  # which only those need who write
-
-        return free_temporary_bytes()
-
-    def check_writable(self) -> None:
-        """Do nothing: the claim on an output shows whether anything can be put here."""
-
-    def make_folder(self) -> None:
-        """Do nothing: a store has no folders."""
-
-    def staging(self) -> AbstractContextManager[Staging]:
-        """Return a private place on the disk for what will be put here."""
-        from ema_cli.storage.store_staging import StoreStaging
-
-        return StoreStaging(self.path)
 
 
 class ObjectFile:
@@ -99,6 +38,20 @@ class ObjectFile:
         self._stored = stored
         if stored.first_bytes:
             _kept.put((path, stored.tag), 0, stored.first_bytes)
+
+    @classmethod
+    def of(cls, path: StorePath) -> Self:
+        """Return the object at an address. It takes no request, unless nothing is known of it.
+
+        Raises:
+            Missing: where nothing is there.
+            CheckpointError: where a folder is.
+            Unreadable: where the store does not say.
+        """
+        stored = listing_of(path).object(path)
+        if stored is FOLDER:
+            raise CheckpointError(NOT_REGULAR, subject=path)
+        return cls(path, stored)
 
     def __getstate__(self) -> tuple[StorePath, StoredObject, str]:
         """Return what another process needs to read the object: of a web address its query, too."""
@@ -127,7 +80,7 @@ class ObjectFile:
     @property
     def identity(self) -> Identity:
         """Return what tells the object from every other, and from what takes its place."""
-        return _identity(self._path, self._stored)
+        return identity_of(self._path, self._stored)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from byte `offset`; what lies around them is kept for the next reads."""
@@ -177,7 +130,7 @@ class ObjectFile:
     def check_unchanged(self) -> None:
         """Check a file of a bucket on the Hub; all else that was read is of the object that was opened."""
         if self._stored.pinned:
-            check_same_on_hub(self._path, self._stored.pinned, self._stored.tag, HINT_REWRITTEN)
+            check_same_on_hub(self._path, self._stored.pinned, self._stored.tag)
 
     def _name(self) -> str:
         """Return what tells the object from every other that anybody may read on this machine."""
@@ -210,12 +163,6 @@ class ObjectFile:
 
 class ObjectReadByOthers(ObjectFile):
     """An object whose bytes another program reads, which asks for no version of it: it is compared in the end."""
-
-    @classmethod
-    def of(cls, path: StorePath) -> ObjectReadByOthers:
-        """Return the object at an address."""
-        file = ObjectPlace(path).open()
-        return cls(path, file.stored)
 
     def check_unchanged(self) -> None:
         """Ask the store whether the object is the one that was opened."""
@@ -253,5 +200,6 @@ class _Kept:
 _kept = _Kept()
 
 
-def _identity(path: StorePath, stored: StoredObject) -> Identity:
+def identity_of(path: StorePath, stored: StoredObject) -> Identity:
+    """Return what tells an object from every other, and from what takes its place."""
     return Identity((str(path), stored.size, stored.tag))

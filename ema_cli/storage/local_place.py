@@ -28,7 +28,7 @@ _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind
 
 
 @dataclass(frozen=True, slots=True)
-class LocalPath:
+class LocalPlace:
     """A place in the local file system; a `Location`."""
 
     path: Path
@@ -106,7 +106,7 @@ class LocalPath:
     def _entry(self, entry: os.DirEntry[str]) -> Entry:
         if entry.is_symlink():
             try:
-                kind = LocalPath(Path(entry.path)).info().kind
+                kind = LocalPlace(Path(entry.path)).info().kind
             except Unreadable:
                 kind = Kind.OTHER  # it leads to where this process must not look
             return Entry(self.path, entry.name, kind, is_link=True)
