@@ -95,7 +95,7 @@ class Job:
         if not self.is_sent:
             return 0
         from ema_cli.storage.around import AHEAD_BYTES
-        from ema_cli.storage.store_stream import memory_of_streams  # which only those need who write to a store
+        from ema_cli.storage.store.store_stream import memory_of_streams  # which only those need who write to a store
 
         at_once = self.files_at_once
         needed = (memory_of_streams(output.sizes_sent, averages, at_once) for output in self.outputs)

@@ -20,7 +20,7 @@ from ema_cli.runs.warnings import Remarks
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.segments import segments_for
-from ema_cli.storage.staging import Sender, Staging
+from ema_cli.storage.staging.local import Sender, Staging
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.writing.files import (
     allow_descriptors,

@@ -119,7 +119,7 @@ def _smaller_shards(job: Job, short: int) -> str:
     """
     if not job.is_sent or not all(output.target.is_folder and not output.target.is_dcp for output in job.outputs):
         return ""
-    from ema_cli.storage.store_stream import shard_that_fits
+    from ema_cli.storage.store.store_stream import shard_that_fits
 
     fitting = shard_that_fits(sum(file.size for file in job.outputs[0].files), job.bytes_sending(1) + short)
     return "" if fitting is None else f", or {option('max_shard_size', f'{fitting // 10**6}MB')}"

@@ -116,7 +116,7 @@ def _call(arguments: list[str], invocation: Invocation) -> int:
     call = app(arguments, prog_name="ema-cli", standalone_mode=False, obj=invocation)
     if not isinstance(call, Call):
         return call if isinstance(call, int) else 0  # help, or the version
-    from ema_cli.storage.header_cache import keep_headers  # which help does not need
+    from ema_cli.storage.store.header_cache import keep_headers  # which help does not need
 
     keep_headers(wanted=not call.options.no_cache)
     try:

@@ -208,7 +208,7 @@ def free_words(job: Job) -> str:
     free = f"{size(job.bytes_free)} are free"
     if not isinstance(job.target.path, StorePath):
         return f"{free} on the disk"
-    from ema_cli.storage.store_staging import temporary_folder  # which only those need who write to a store
+    from ema_cli.storage.staging.in_store import temporary_folder  # which only those need who write to a store
 
     return f"{free} in {printable(temporary_folder())}, where it is made first"
 

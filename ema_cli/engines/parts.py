@@ -30,7 +30,7 @@ from ema_cli.storage.lease import Held
 from ema_cli.storage.location import location, look_anew
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.staging import Sender, Staging
+from ema_cli.storage.staging.local import Sender, Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.system.threads import reading_pool
 from ema_cli.writing.files import make_folder

@@ -61,7 +61,7 @@ def write_done(folder: Path, done: Done, token: str) -> None:
     path, text = _path(folder, done.number), json.dumps(asdict(done))
     text = f"{_sum_of(text)}\n{text}"
     if isinstance(path, StorePath):
-        from ema_cli.storage.store_sharing import put_text  # which only those need who write to a store
+        from ema_cli.storage.staging.shared_in_store import put_text  # which only those need who write to a store
 
         put_text(path, text)
         return
@@ -95,7 +95,7 @@ def _sum_of(text: str) -> str:
 
 def _read(path: Path) -> str:
     if isinstance(path, StorePath):
-        from ema_cli.storage.store_sharing import read_text
+        from ema_cli.storage.staging.shared_in_store import read_text
 
         return read_text(path) or ""
     return path.read_text()

@@ -22,13 +22,13 @@ from ema_cli.passes import Pass
 from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.shared_staging import SharedStaging
+from ema_cli.storage.staging.shared import SharedStaging
 from ema_cli.text import size
 from ema_cli.writing.files import make_folder
 from ema_cli.writing.record import Record
 
 if TYPE_CHECKING:
-    from ema_cli.storage.store_sharing import SharedStoreStaging
+    from ema_cli.storage.staging.shared_in_store import SharedStoreStaging
 
 MAKING, FINISHING = (Step.WHOLE, Step.STRETCH), (Step.FINISH,)
 """Tasks that may be done in any order, and those that come after all of these."""
@@ -82,7 +82,7 @@ class Sharing:
         path = job.target.path
         if not isinstance(path, StorePath):
             return SharedStaging(path, self._digest)
-        from ema_cli.storage.store_sharing import (  # which only those need who write there
+        from ema_cli.storage.staging.shared_in_store import (  # which only those need who write there
             MOST_COPIED,
             SharedStoreStaging,
         )

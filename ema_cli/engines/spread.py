@@ -21,8 +21,8 @@ from ema_cli.job import Job
 from ema_cli.passes import Pass
 from ema_cli.storage.lease import LEASE_SECONDS, Held, Lease
 from ema_cli.storage.output_stream import WrittenFile
-from ema_cli.storage.shared_staging import SharedStaging
-from ema_cli.storage.staging import Sender, Staging
+from ema_cli.storage.staging.local import Sender, Staging
+from ema_cli.storage.staging.shared import SharedStaging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.record import Record
 

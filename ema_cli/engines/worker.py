@@ -25,7 +25,7 @@ from ema_cli.storage.location import location
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import OutputStream, output_errors
 from ema_cli.storage.segments import segments_for
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.staging.local import Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
 from ema_cli.writing.open_files import Storing, goes_past_cache
@@ -144,7 +144,7 @@ def _check_of(work: Work) -> Callable[[], None] | None:
         return None
     path, owner, seconds = work.lease
     if isinstance(path, StorePath):
-        from ema_cli.storage.store_sharing import ClaimWatch  # which only those need who write to a store
+        from ema_cli.storage.staging.shared_in_store import ClaimWatch  # which only those need who write to a store
 
         claim = ClaimWatch(path, seconds=seconds)
         return lambda: claim.check(owner)
@@ -186,7 +186,7 @@ def _own_folder(tasks: Path, name: str) -> Iterator[Path]:
     if not isinstance(tasks, StorePath):
         yield tasks / name  # which goes with all that is in the making
         return
-    from ema_cli.storage.store_staging import temporary_folder  # which only those need who write to a store
+    from ema_cli.storage.staging.in_store import temporary_folder  # which only those need who write to a store
 
     with Staging(temporary_folder() / name) as staging:  # the next one there removes that of a worker that was killed
         yield staging.folder
@@ -195,7 +195,7 @@ def _own_folder(tasks: Path, name: str) -> Iterator[Path]:
 def _put(file: Path, place: Path) -> None:
     """Bring a file to where it belongs."""
     if isinstance(place, StorePath):
-        from ema_cli.storage.store_sharing import put_file
+        from ema_cli.storage.staging.shared_in_store import put_file
 
         put_file(place, file)
         return

@@ -19,7 +19,7 @@ from ema_cli.folding.direct import spans_in
 from ema_cli.folding.feed import Feed, Part
 from ema_cli.folding.kernel import BlockSums
 from ema_cli.folding.reading import FoldReader, Stopped
-from ema_cli.storage.object_file import ObjectFile
+from ema_cli.storage.store.object_file import ObjectFile
 
 Taken = dict[int, list[memoryview]]
 """A block in pieces, by checkpoint."""

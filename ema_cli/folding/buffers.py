@@ -11,7 +11,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.folding.kernel import Kernel, WorkspaceSize
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.storage.names import HUB, StorePath
-from ema_cli.storage.stores import is_plain
+from ema_cli.storage.store.clients import is_plain
 
 DEFAULT_BYTES = 80 << 20
 _STORE_BYTES = 128 << 20  # where checkpoints lie in a store

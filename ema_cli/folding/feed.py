@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ema_cli.dataclass import dataclass
 from ema_cli.folding.reading import FoldReader
-from ema_cli.storage.object_file import ObjectFile
-from ema_cli.storage.object_pieces import Pieces
 from ema_cli.storage.ranges import NARROW_BYTES
+from ema_cli.storage.store.object_file import ObjectFile
+from ema_cli.storage.store.object_pieces import Pieces
 
 Part = tuple[ObjectFile, int, int]
 """Bytes of a file: the first, and the one behind the last."""

@@ -28,8 +28,8 @@ from ema_cli.formats.trainers.folders import AVERAGES_INSIDE
 from ema_cli.formats.trainers.names import averages_file, component_name, names_in, stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
-from ema_cli.storage.header_cache import opening
 from ema_cli.storage.location import location
+from ema_cli.storage.store.header_cache import opening
 
 WHAT_IS_READ = (
     "read: .safetensors, files of torch.save (.pt .pth .bin .ckpt .tar), .npz .nemo .pdparams .msgpack, "

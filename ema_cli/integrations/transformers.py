@@ -26,7 +26,7 @@ from ema_cli.online.ema import EMA
 from ema_cli.online.sharded import is_sharded
 from ema_cli.online.store import Offload
 from ema_cli.online.tracks import Numbers, Times
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.staging.local import Staging
 
 FOLDER = "ema"  # in checkpoint-N: for from_pretrained; next to the checkpoints: for EMA.store
 STATE = "ema_state.pt"  # in checkpoint-N, next to the Trainer's own state

@@ -28,8 +28,8 @@ from ema_cli.runs.paths import check_paths
 from ema_cli.runs.schedule_free import settle_schedule_free
 from ema_cli.runs.siblings import called_folder_warnings, sibling_warnings
 from ema_cli.runs.unread import Damaged
-from ema_cli.storage.header_cache import opening
 from ema_cli.storage.names import anonymously, as_path
+from ema_cli.storage.store.header_cache import opening
 from ema_cli.text import plural
 
 

@@ -22,9 +22,9 @@ from ema_cli.runs.paths import check_paths
 from ema_cli.runs.run import Run
 from ema_cli.runs.stored_branches import choose_branch
 from ema_cli.runs.stored_file import FIRST, StoredAverage, open_stored_file
-from ema_cli.storage.header_cache import opening
 from ema_cli.storage.location import location, walk
 from ema_cli.storage.names import common_folder, relative_name
+from ema_cli.storage.store.header_cache import opening
 from ema_cli.text import natural_key
 
 _CONFIG = "config.json"

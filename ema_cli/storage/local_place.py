@@ -15,7 +15,7 @@ from ema_cli.storage.info import Entry, Info, Kind
 from ema_cli.storage.local_file import LocalFile, identity_of, refusal
 
 if TYPE_CHECKING:
-    from ema_cli.storage.staging import Staging
+    from ema_cli.storage.staging.local import Staging
 
 _NOTHING_THERE = {
     errno.ENOENT: Kind.MISSING,
@@ -92,14 +92,14 @@ class LocalPlace:
     def make_folder(self) -> None:
         """Make a folder here, and those around it, unless there is one already; see `make_folders`."""
         from ema_cli.storage.output_stream import output_errors
-        from ema_cli.storage.staging import make_folders  # which only those need who write
+        from ema_cli.storage.staging.local import make_folders  # which only those need who write
 
         with output_errors(self.path):
             make_folders(self.path)
 
     def staging(self) -> AbstractContextManager[Staging]:
         """Return a private place for what will be published here, all of it or nothing."""
-        from ema_cli.storage.staging import Staging  # which only those need who write
+        from ema_cli.storage.staging.local import Staging  # which only those need who write
 
         return Staging(self.path)
 

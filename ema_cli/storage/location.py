@@ -23,7 +23,7 @@ from ema_cli.storage.names import StorePath, as_path, check_no_address
 from ema_cli.storage.source import InputFile
 
 if TYPE_CHECKING:
-    from ema_cli.storage.staging import Staging
+    from ema_cli.storage.staging.local import Staging
 
 PATTERN_SIGNS = "*?["
 _FIRST_NAME = 2  # among the parts of an address, behind scheme and bucket
@@ -160,7 +160,7 @@ def open_for_others(path: Path) -> InputFile:
     """
     if not isinstance(path, StorePath):
         return location(path).open()
-    from ema_cli.storage.object_file import ObjectReadByOthers  # which only those need who read from a store
+    from ema_cli.storage.store.object_file import ObjectReadByOthers  # which only those need who read from a store
 
     return ObjectReadByOthers.of(path)
 
@@ -168,7 +168,7 @@ def open_for_others(path: Path) -> InputFile:
 def look_anew(paths: Iterable[Path]) -> None:
     """Look anew at the stores in which some paths lie: what was listed for an earlier question may be out of date."""
     if any(isinstance(path, StorePath) for path in paths):
-        from ema_cli.storage.listing import forget_listings
+        from ema_cli.storage.store.listing import forget_listings
 
         forget_listings()
 
@@ -177,7 +177,7 @@ def claim_on(path: Path) -> Path | None:
     """Return the claim on a place in a store, of a run that writes there or died; None elsewhere."""
     if not isinstance(path, StorePath):
         return None
-    from ema_cli.storage import claim  # which only those need who look into a store
+    from ema_cli.storage.store import claim  # which only those need who look into a store
 
     return claim.claim_on(path)
 
@@ -186,7 +186,7 @@ def held_claim_on(path: Path) -> Path | None:
     """Return the claim on a place in a store, of a run that may live; None elsewhere."""
     if not isinstance(path, StorePath):
         return None
-    from ema_cli.storage import claim
+    from ema_cli.storage.store import claim
 
     return claim.held_claim_on(path)
 
@@ -195,7 +195,7 @@ def left_by_the_dead(path: Path) -> frozenset[Path]:
     """Return what a run that died has left at a place in a store: whoever writes there next removes it."""
     if not isinstance(path, StorePath):
         return frozenset()
-    from ema_cli.storage import claim
+    from ema_cli.storage.store import claim
 
     died = claim.died_at(path)
     return frozenset() if died is None else died.puts

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
-from ema_cli.storage.folder_locks import close_folder, lock_folder, sync_folder
 from ema_cli.storage.location import location, look_anew
 from ema_cli.storage.output_stream import output_errors
-from ema_cli.storage.staging import remove_abandoned
+from ema_cli.storage.staging.folder_locks import close_folder, lock_folder, sync_folder
+from ema_cli.storage.staging.local import remove_abandoned
 
 
 @dataclass(frozen=True, slots=True)

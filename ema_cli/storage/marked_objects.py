@@ -7,14 +7,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ema_cli.errors import Missing
-from ema_cli.storage.asking import copy, remove
-from ema_cli.storage.claim import Claim, is_claim
-from ema_cli.storage.listing import forget_listings, listing_of
 from ema_cli.storage.marked_folders import MarkedFolders
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.store_staging import IGNORES_CONDITIONS
-from ema_cli.storage.stores import output_errors_in_store
-from ema_cli.storage.unfinished import abort_unfinished
+from ema_cli.storage.staging.in_store import IGNORES_CONDITIONS
+from ema_cli.storage.store.claim import Claim, is_claim
+from ema_cli.storage.store.clients import output_errors_in_store
+from ema_cli.storage.store.listing import forget_listings, listing_of
+from ema_cli.storage.store.requests import copy, remove
+from ema_cli.storage.store.unfinished_uploads import abort_unfinished
 
 _held: dict[Path, Claim] = {}  # the claims of this process, by what they are on
 

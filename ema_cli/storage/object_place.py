@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing
 from ema_cli.storage.info import Entry, Identity, Info, Kind
-from ema_cli.storage.listing import FOLDER, listing_of
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.object_file import ObjectFile, identity_of
+from ema_cli.storage.store.listing import FOLDER, listing_of
+from ema_cli.storage.store.object_file import ObjectFile, identity_of
 
 if TYPE_CHECKING:
-    from ema_cli.storage.staging import Staging
+    from ema_cli.storage.staging.local import Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class ObjectPlace:
 
     def free_bytes(self) -> int:
         """Return how many bytes can be written where an output is made before it is put here."""
-        from ema_cli.storage.store_staging import free_temporary_bytes  # which only those need who write
+        from ema_cli.storage.staging.in_store import free_temporary_bytes  # which only those need who write
 
         return free_temporary_bytes()
 
@@ -65,6 +65,6 @@ class ObjectPlace:
 
     def staging(self) -> AbstractContextManager[Staging]:
         """Return a private place on the disk for what will be put here."""
-        from ema_cli.storage.store_staging import StoreStaging
+        from ema_cli.storage.staging.in_store import StoreStaging
 
         return StoreStaging(self.path)

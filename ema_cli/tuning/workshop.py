@@ -14,7 +14,7 @@ from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan
 from ema_cli.preparing import prepare
 from ema_cli.runs.warnings import Remarks
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.staging.local import Staging
 from ema_cli.system.processors import default_threads
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.system.threads import thread_errors

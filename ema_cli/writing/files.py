@@ -27,14 +27,14 @@ from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import FileRegion
-from ema_cli.storage.staging import Sender, Staging
+from ema_cli.storage.staging.local import Sender, Staging
 from ema_cli.system.memory import give_back
 from ema_cli.writing.open_files import OpenFiles, Storing, finishing
 from ema_cli.writing.outputs import Output, is_large
 from ema_cli.writing.target import Target
 
 if TYPE_CHECKING:
-    from ema_cli.storage.store_stream import StoreStream
+    from ema_cli.storage.store.store_stream import StoreStream
     from ema_cli.writing.piece_sink import PieceSink
 
 _INPUT_DESCRIPTORS = 256

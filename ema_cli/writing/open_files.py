@@ -13,13 +13,13 @@ from ema_cli.storage.direct_stream import DirectStream, is_direct
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.segments import Segments
-from ema_cli.storage.staging import Sender
+from ema_cli.storage.staging.local import Sender
 from ema_cli.system.threads import reading_pool
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from ema_cli.storage.store_stream import StoreStream
+    from ema_cli.storage.store.store_stream import StoreStream
 
 
 @dataclass(frozen=True, slots=True)

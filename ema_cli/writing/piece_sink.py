@@ -13,7 +13,7 @@ from ema_cli.storage.output_stream import OutputStream
 from ema_cli.writing.open_files import OpenFiles, Storing
 
 if TYPE_CHECKING:
-    from ema_cli.storage.store_stream import StoreStream
+    from ema_cli.storage.store.store_stream import StoreStream
 
 _Stream: TypeAlias = "OutputStream | StoreStream"
 _Write: TypeAlias = "tuple[_Stream, int, memoryview]"

@@ -42,12 +42,12 @@ def until_its_end(folder: Path) -> None:
 
 def in_a_bucket(folder: Path) -> None:
     """Put the run that most pages show into a store in memory, s3://bucket to this process; s3://models is empty."""
-    from ema_cli.storage import stores
     from ema_cli.storage.names import StorePath
+    from ema_cli.storage.store import clients
     from tests.storage.stores import obstore, put_folder
 
     hugging_face(folder)
-    stores._clients.update({(f"s3://{name}", False): obstore.store.MemoryStore() for name in ("bucket", "models")})
+    clients._clients.update({(f"s3://{name}", False): obstore.store.MemoryStore() for name in ("bucket", "models")})
     run = folder / "ckpts"
     files = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     put_folder(StorePath("s3://bucket/run"), files)

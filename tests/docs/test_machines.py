@@ -14,7 +14,7 @@ _BYTES, _PARTS, _LOST = (f"tests/engines/test_{name}.py" for name in ("equal_byt
 _COMMANDS, _STORES, _SPREAD = (f"tests/engines/test_{name}.py" for name in ("commands", "stores", "spread"))
 _WORKER, _OPENING, _OTHER = (f"tests/engines/test_{name}.py" for name in ("worker", "opening", "other_engines"))
 _TAKEN, _DIGEST, _VERIFY = (f"tests/engines/test_{name}.py" for name in ("taken_over", "digest", "verify"))
-_STAGING, _CLAIMS = "tests/storage/test_shared_staging.py", "tests/storage/test_store_staging.py"
+_STAGING, _CLAIMS = "tests/storage/staging/test_shared.py", "tests/storage/staging/test_in_store.py"
 _BLOCKS, _SCALE = "tests/docs/test_blocks.py::test_a_page_s_commands_print_what_it_shows", "tests/test_scale.py"
 _EQUAL = [
     f"{_BYTES}::test_each_form_of_output",

@@ -12,25 +12,28 @@ from tests.docs.test_promises import section, starting
 
 PAGE = DOCS / "how-to" / "buckets.md"
 _STORES, _OBJECTS, _COSTS, _CACHE, _WEB, _HUB, _NAMES, _RCLONE, _STRAIGHT = (
-    f"tests/storage/test_{name}.py"
-    for name in ("stores", "objects", "what_reads_cost", "header_cache", "web", "hub", "names", "rclone", "straight")
-)
+    f"tests/storage/{name}.py"
+    for name in (
+        "store/test_stores", "store/test_objects", "store/test_what_reads_cost", "store/test_header_cache",
+        "store/test_web", "store/test_hub", "test_names", "store/test_rclone", "store/test_straight",
+    )
+)  # fmt: skip
 _AHEAD, _LIBRARIES, _CREDENTIALS = (
-    "tests/folding/test_ahead.py", "tests/libraries/test_stores.py", "tests/storage/test_credentials.py",
+    "tests/folding/test_ahead.py", "tests/libraries/test_stores.py", "tests/storage/store/test_credentials.py",
 )  # fmt: skip
 
 # The beginning of a sentence -> its tests.
 WHICH = {
     "The run or a checkpoint may be the whole": [
-        "tests/storage/test_addresses_everywhere.py::test_a_whole_bucket_is_a_checkpoint_or_holds_a_run",
-        "tests/storage/test_store_staging.py::test_a_bucket_itself_is_no_output",
+        "tests/storage/store/test_addresses_everywhere.py::test_a_whole_bucket_is_a_checkpoint_or_holds_a_run",
+        "tests/storage/staging/test_in_store.py::test_a_bucket_itself_is_no_output",
     ],
     "--anonymous, in Python": [
         f"{_STORES}::test_what_is_public_is_read_without_a_signature",
         f"{_HUB}::test_a_token_is_sent_and_not_shown",
     ],
     "The run or a checkpoint may be the whole bucket": [
-        "tests/storage/test_addresses_everywhere.py::test_a_whole_bucket_is_a_checkpoint_or_holds_a_run"
+        "tests/storage/store/test_addresses_everywhere.py::test_a_whole_bucket_is_a_checkpoint_or_holds_a_run"
     ],
     "A web server does not list": [
         f"{_OBJECTS}::test_a_web_server_is_not_listed",

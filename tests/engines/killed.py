@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.engines import tasks
-from ema_cli.storage import renames
+from ema_cli.storage.staging import renames
 
 tasks._LEAST_BYTES, tasks._ALIGNED_BYTES = 2048, 64  # a small file is cut, too
 

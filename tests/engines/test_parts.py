@@ -19,8 +19,8 @@ from ema_cli.errors import CheckpointError, OutputError, UsageError
 from ema_cli.planning.plan import Plan
 from ema_cli.preparing import prepare
 from ema_cli.result import Result
-from ema_cli.storage import shared_staging
 from ema_cli.storage.lease import Lease
+from ema_cli.storage.staging import shared as shared_staging
 from ema_cli.writing.target import parse_target
 from tests.conftest import Cli
 from tests.engines.runs import RUNS, files_below

@@ -26,8 +26,9 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.planning.plan import Plan, make_plan
 from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
-from ema_cli.storage import listing, store_sharing, stores
 from ema_cli.storage.names import AnonymousPath, StorePath
+from ema_cli.storage.staging import shared_in_store
+from ema_cli.storage.store import clients, listing
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.engines.lost import Wrapped
@@ -41,7 +42,7 @@ _numbers = count()
 def present(folder: StorePath) -> dict[str, bytes]:
     """Return the objects whose names begin with that of a folder, by the rest of their names."""
     listing.forget_listings()
-    client = stores.client_of(folder)
+    client = clients.client_of(folder)
     keys = [meta["path"] for page in obstore.list(client, folder.parent.key or None) for meta in page]
     return {
         key.removeprefix(f"{folder.parent.key}/"): bytes(obstore.get(client, key).bytes())
@@ -176,7 +177,7 @@ def test_a_store_that_refuses_what_a_part_puts(tmp_path: Path, bucket: StorePath
         seen.extend(file.relative_to(tmp_path / "tmp").parts[:1])
         raise OutputError("is refused", subject=path)
 
-    monkeypatch.setattr(store_sharing, "put_file", refuse)
+    monkeypatch.setattr(shared_in_store, "put_file", refuse)
     with pytest.raises(OutputError, match="is refused"):
         perform(prepared(made, bucket / "out", 600), by=Part(0, 2), threads=2)
     assert re.fullmatch(r"\.ema-cli-[0-9a-f]{16}", seen[0])
@@ -190,7 +191,7 @@ def test_a_store_that_is_gone_in_the_end_hides_no_error(bucket: StorePath, monke
         raise obstore.exceptions.GenericError("nobody answers")
 
     def end() -> None:
-        with store_sharing.SharedStoreStaging(bucket / "out", "0123456789abcdef", claims=True):
+        with shared_in_store.SharedStoreStaging(bucket / "out", "0123456789abcdef", claims=True):
             for name in ("get", "head", "list", "delete"):
                 monkeypatch.setattr(obstore, name, gone)
             raise OutputError("is full", subject="disk")
@@ -208,7 +209,7 @@ def test_a_single_file(tmp_path: Path, bucket: StorePath, executor: Executor, mo
     found = present(bucket / "x.safetensors")
     assert found.keys() == there.keys()
     assert found["x.safetensors"] == there["x.safetensors"]
-    monkeypatch.setattr(store_sharing, "MOST_COPIED", 1000)
+    monkeypatch.setattr(shared_in_store, "MOST_COPIED", 1000)
     with pytest.raises(UsageError, match=r"x\.safetensors has .*, and a store copies at most 1 kB at once"):
         average(made, bucket / "y" / "x.safetensors", executor=executor)
 
@@ -218,7 +219,7 @@ def test_two_who_ask_at_once_of_whom_one_is_anonymous(
 ):
     """They share workers, and each reads what it may see: with each address goes whether its requests are signed."""
     monkeypatch.setattr(
-        stores, "_clients", {("s3://shared", each): obstore.store.MemoryStore() for each in (True, False)}
+        clients, "_clients", {("s3://shared", each): obstore.store.MemoryStore() for each in (True, False)}
     )
     both = threading.Barrier(2, timeout=60)
     folders = [StorePath("s3://shared/models"), AnonymousPath("s3://shared/models")]

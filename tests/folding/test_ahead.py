@@ -22,8 +22,8 @@ from ema_cli.folding.buffers import Arrival, BufferSizes, default_bytes, divide_
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.reading import FoldReader, Stopped
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.object_file import ObjectFile
-from ema_cli.storage.object_pieces import Pieces
+from ema_cli.storage.store.object_file import ObjectFile
+from ema_cli.storage.store.object_pieces import Pieces
 from tests.conftest import Cli
 from tests.folding.in_memory import checkpoint, fold
 from tests.storage.stores import obstore, put

@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ema_cli.storage import listing, stores
-from ema_cli.storage.claim import claim_path
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.store import clients, listing
+from ema_cli.storage.store.claim import claim_path
 from tests.conftest import Cli, write_hf_run
 from tests.formats.arrays.orbax_files import write_step
 from tests.libraries.google import running_google
+from tests.storage.staging.test_in_store import local
+from tests.storage.store.test_uploads import check_nothing_is_there_before_the_end
 from tests.storage.stores import put, put_folder
-from tests.storage.test_store_staging import local
-from tests.storage.test_uploads import check_nothing_is_there_before_the_end
 
 _PATIENCE_SECONDS = 60
 _AZURITE = (
@@ -46,7 +46,7 @@ LAW, OTHER = ("--half-life", "500ba"), ("--half-life", "200ba")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder with a run; no client or listing of another test stays."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(stores, "_clients", {})
+    monkeypatch.setattr(clients, "_clients", {})
     listing.forget_listings()
     write_hf_run(tmp_path / "ckpts", [500, 1000, 1500])
     yield tmp_path / "ckpts"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ema_cli.storage import listing, object_file, stores
 from ema_cli.storage.names import StorePath, as_path
+from ema_cli.storage.store import clients, listing, object_file
 from scripts.seaweed import BUCKET, find_weed, running_seaweed
 from tests.storage.proxy import Proxy, running_proxy
 
@@ -57,7 +57,7 @@ def proxy(seaweed: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytes
     with running_proxy(seaweed) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         # Last: what still runs of the test before would make a client of another server.
-        monkeypatch.setattr(stores, "_clients", {})
+        monkeypatch.setattr(clients, "_clients", {})
         yield proxy
     listing.forget_listings()
 
@@ -84,4 +84,4 @@ def folder(proxy: Proxy, request: pytest.FixtureRequest) -> StorePath:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are not tried again for minutes."""
     quick = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
-    monkeypatch.setattr(stores, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})
+    monkeypatch.setattr(clients, "_RETRY", {"max_retries": 3, "retry_timeout": timedelta(seconds=5), "backoff": quick})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.stores import client_of
+from ema_cli.storage.store.clients import client_of
 
 obstore = pytest.importorskip("obstore")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ema_cli.storage.staging import Staging
+from ema_cli.storage.staging.local import Staging
 from ema_cli.system import signals
 from ema_cli.system.signals import Interrupted, deferred_signals
 
@@ -110,7 +110,7 @@ def test_a_signal_just_before_the_clean_up_leaves_nothing(tmp_path: Path, monkey
 
     def publish() -> None:
         with Staging(tmp_path / "x.safetensors"):
-            monkeypatch.setattr("ema_cli.storage.staging.deferred_signals", interrupted)
+            monkeypatch.setattr("ema_cli.storage.staging.local.deferred_signals", interrupted)
 
     with pytest.raises(Interrupted) as raised:
         publish()
@@ -142,7 +142,9 @@ def test_in_another_thread_nothing_is_deferred():
     assert ran == [True]
 
 
-@pytest.mark.parametrize("moment", ["ema_cli.storage.staging.lock_folder", "ema_cli.storage.staging.remove_abandoned"])
+@pytest.mark.parametrize(
+    "moment", ["ema_cli.storage.staging.local.lock_folder", "ema_cli.storage.staging.local.remove_abandoned"]
+)
 def test_a_signal_while_staging_begins_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
     """A signal that is held back while the hidden folder is made surfaces with the folder gone."""
     module, _, name = moment.rpartition(".")
@@ -160,7 +162,7 @@ def test_a_signal_while_staging_begins_leaves_nothing(tmp_path: Path, monkeypatc
 
 def test_a_signal_while_publishing_leaves_the_new_state_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A signal between the rename and the sync: the output is there, whole, and nothing else."""
-    from ema_cli.storage import renames
+    from ema_cli.storage.staging import renames
 
     real = renames.rename_with
 

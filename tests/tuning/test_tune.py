@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from ema_cli import Recipe, Time, average, make_plan, open_run, tune
 from ema_cli.errors import GateError, OutputError, UsageError
 from ema_cli.manifest.manifest import read_manifest
-from ema_cli.storage import staging
-from ema_cli.storage.folder_locks import is_held_by_another
+from ema_cli.storage.staging import local
+from ema_cli.storage.staging.folder_locks import is_held_by_another
 from ema_cli.tuning.results import LAST
 from tests.conftest import write_hf_run, write_torch_run
 from tests.tuning.evaluations import asked, contents
@@ -41,7 +41,7 @@ def test_it_waits_for_no_lock_of_its_own(half_lives: list[str], tmp_path: Path, 
     """Candidates are published beside a folder that this process holds, not into it."""
     write_torch_run(tmp_path / "run", STEPS)
     held = []
-    monkeypatch.setattr(staging, "is_held_by_another", lambda lock: held.append(is_held_by_another(lock)))
+    monkeypatch.setattr(local, "is_held_by_another", lambda lock: held.append(is_held_by_another(lock)))
     _, evaluate = recorded(lambda time: time)
     tune(open_run([tmp_path / "run"]), tmp_path / "best.safetensors", evaluate=evaluate, half_lives=half_lives)
     assert held

@@ -18,8 +18,8 @@ from ema_cli.manifest.manifest import read_manifest
 from ema_cli.release.published import find_averages
 from ema_cli.release.verify import verify
 from ema_cli.runs.stored import open_stored
-from ema_cli.storage import claim, listing, stores
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.store import claim, clients, listing
 from ema_cli.watching import keeping
 from ema_cli.watching.moments import alone
 from ema_cli.watching.telling import Listener
@@ -48,7 +48,7 @@ def upload(folder: Path, address: StorePath) -> None:
 def present(address: StorePath) -> dict[str, bytes]:
     """Return the objects below an address, by the rest of their names."""
     listing.forget_listings()
-    client = stores.client_of(address)
+    client = clients.client_of(address)
     keys = [meta["path"] for page in obstore.list(client, address.key) for meta in page]
     return {key.removeprefix(f"{address.key}/"): bytes(obstore.get(client, key).bytes()) for key in keys}
 
@@ -170,7 +170,7 @@ def test_killed_at_any_change_of_a_store_it_goes_on_with_the_same_bytes(
         watch(tmp_path / "run", place / name, laws, waiting=ONCE, store_every="200ba")
         assert present(place) == after, changes
         for key in present(place):
-            obstore.delete(stores.client_of(place), (place / key).key)
+            obstore.delete(clients.client_of(place), (place / key).key)
     older, newer = ("200ba",) * len(laws), ("400ba",) * len(laws)
     assert {older, newer} <= published
     assert all(len(set(clocks)) <= 1 for clocks in published)  # never one of two that is newer than the other
@@ -188,7 +188,7 @@ def test_one_that_is_deleted_from_a_store_while_it_is_read_leaves_no_trace(
         calls.append(1)
         folded = fold(*arguments, **words)
         if len(calls) == 2:
-            obstore.delete(stores.client_of(bucket), (bucket / "run/step-200.pt").key)
+            obstore.delete(clients.client_of(bucket), (bucket / "run/step-200.pt").key)
         return folded
 
     monkeypatch.setattr(keeping, "fold", disturbed)
@@ -261,7 +261,7 @@ def disturbed(proxy: Proxy, folder: StorePath, tmp_path: Path, impatient: None) 
         It has the bytes of a watch that nothing disturbed.
         """
         for name in present(folder):
-            obstore.delete(stores.client_of(folder), (folder / name).key)
+            obstore.delete(clients.client_of(folder), (folder / name).key)
         for name, content in before.items():
             put(folder / name, content)
         proxy.fault, raised = fault, None

@@ -35,7 +35,7 @@ def kvstore_of(folder: Path) -> dict[str, Any]:
             subject=folder,
             hint="copy it to a local folder, or to s3:// or gs://",
         )
-    from ema_cli.storage.stores import endpoint  # which only those need who read from a store
+    from ema_cli.storage.store.clients import endpoint  # which only those need who read from a store
 
     own = {"endpoint": endpoint()} if endpoint() else {}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or (_REGION if own else "")

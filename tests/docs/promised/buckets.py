@@ -13,7 +13,7 @@ _READ, _WRITTEN, _KILLED, _ORDER, _UPLOADS, _EVERYWHERE, _LIKE, _EMULATORS, _RCL
 IN_BUCKETS = {
     "a body is cut, or nothing comes": [
         f"{_READ}::test_what_a_network_does_once_is_made_good",
-        "tests/storage/test_slow_store.py::test_a_slow_store_is_read_and_written",
+        "tests/storage/store/test_slow_store.py::test_a_slow_store_is_read_and_written",
     ],
     "the store answers 429 or 5xx": [
         f"{_READ}::test_what_a_network_does_once_is_made_good",
@@ -42,7 +42,7 @@ IN_BUCKETS = {
         f"{_WRITTEN}::test_tensors_are_sent_and_not_made_on_the_disk",
         f"{_WRITTEN}::test_large_files_go_up_in_parts",
         f"{_UPLOADS}::test_parts_are_what_stores_take",
-        "tests/storage/test_large_objects.py::test_a_file_over_5_gb_is_written",
+        "tests/storage/store/test_large_objects.py::test_a_file_over_5_gb_is_written",
         f"{_UPLOADS}::test_memory_is_bounded",
         f"{_UPLOADS}::test_nothing_is_there_before_the_end",
     ],
@@ -75,8 +75,8 @@ IN_BUCKETS = {
         f"{_WRITTEN}::test_what_another_run_put_is_not_removed",
     ],
     "Ctrl-C or SIGTERM, and the store answers nothing": [
-        "tests/storage/test_interrupted_in_stores.py::test_ctrl_c_ends_a_command_at_whatever_request_the_store_falls_silent",
-        "tests/storage/test_asking.py::test_once_the_program_is_to_end_an_answer_is_not_awaited_for_long",
+        "tests/storage/store/test_interrupted_in_stores.py::test_ctrl_c_ends_a_command_at_whatever_request_the_store_falls_silent",
+        "tests/storage/store/test_requests.py::test_once_the_program_is_to_end_an_answer_is_not_awaited_for_long",
     ],
     "an error, Ctrl-C or SIGTERM": [
         f"{_WRITTEN}::test_an_interrupt_leaves_nothing",
@@ -114,10 +114,10 @@ IN_BUCKETS = {
     ],
     "Azure": [f"{_EMULATORS}::test_azurite_is_read_and_written"],
     "the Hugging Face Hub": [
-        "tests/storage/test_hub.py::test_a_revision_that_moves_does_not_mix",
-        "tests/storage/test_hub.py::test_a_bucket_is_read_and_one_that_changes_meanwhile_is_an_error",
+        "tests/storage/store/test_hub.py::test_a_revision_that_moves_does_not_mix",
+        "tests/storage/store/test_hub.py::test_a_bucket_is_read_and_one_that_changes_meanwhile_is_an_error",
     ],
-    "a web server": ["tests/storage/test_web.py::test_what_is_replaced_while_it_is_read_is_an_error"],
+    "a web server": ["tests/storage/store/test_web.py::test_what_is_replaced_while_it_is_read_is_an_error"],
     "Each look is one listing": [f"{_WATCHING}::test_it_is_as_on_a_disk"],
     "What it goes on with lies beside": [f"{_WATCHING}::test_it_is_as_on_a_disk"],
     "It may be killed at any moment": [

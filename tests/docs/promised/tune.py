@@ -138,7 +138,7 @@ TUNE = {
         f"{_KILLED}::test_killed_at_any_change_of_a_file_it_ends_as_if_it_had_not_been",
     ],
     "Of an output in a bucket": [
-        "tests/storage/test_addresses_everywhere.py::test_a_half_life_is_tuned_from_a_store_into_it"
+        "tests/storage/store/test_addresses_everywhere.py::test_a_half_life_is_tuned_from_a_store_into_it"
     ],
     "The manifest of the winner says": [
         f"{_PYTHON}::test_the_manifest_is_that_of_average_and_says_how_it_was_chosen",
