@@ -47,8 +47,8 @@ def _names_in(folder: Path) -> Iterable[str]:
 
 def _names_in_store(folder: StorePath) -> Iterable[str]:
     """Return the names in a folder of a store: of what lies deeper nothing is listed, which may be much."""
-    from ema_cli.storage.asking import listed
-    from ema_cli.storage.stores import client_of, obstore, store_errors
+    from ema_cli.storage.store.clients import client_of, obstore, store_errors
+    from ema_cli.storage.store.requests import listed
 
     with suppress(CheckpointError), store_errors(folder, "cannot be looked into"):
         here = listed(lambda: obstore().list_with_delimiter(client_of(folder), folder.key or None))
