@@ -39,7 +39,8 @@ from ema_cli.writing.record import Record
 from ema_cli.writing.target import Target, parse_target
 
 if TYPE_CHECKING:  # which few averages need
-    from ema_cli.engines.parts import Part, Parts
+    from ema_cli.engines.part import Part
+    from ema_cli.engines.parts import Parts
     from ema_cli.engines.spread import Spread
 
 

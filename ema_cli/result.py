@@ -13,7 +13,7 @@ from ema_cli.writing.outputs import Output
 from ema_cli.writing.target import Target
 
 if TYPE_CHECKING:  # which few averages need
-    from ema_cli.engines.parts import Part
+    from ema_cli.engines.part import Part
     from ema_cli.engines.sharing import WorkerShare
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, EmaError, Unreadable, UsageError, mentioned
 from ema_cli.formats import weights_in
-from ema_cli.storage.location import check_exists, location
+from ema_cli.storage.location import location
+from ema_cli.storage.named_paths import check_exists
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.small_file import read_small_file
 

@@ -15,7 +15,8 @@ from ema_cli.manifest.sums import manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.named_file import check_named_file, nearer_advice
 from ema_cli.runs.run import read_run
-from ema_cli.storage.location import check_exists, claim_on, location, look_anew
+from ema_cli.storage.location import claim_on, location, look_anew
+from ema_cli.storage.named_paths import check_exists
 
 # What git, the Hub and a signer keep in the folder of a release. It is named, and neither entered nor compared.
 _NO_PART = (

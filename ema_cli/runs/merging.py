@@ -11,7 +11,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.adapters.merged import merge
 from ema_cli.runs.entering import files_of
 from ema_cli.runs.tensor_rules import is_adapter
-from ema_cli.storage.location import check_exists
+from ema_cli.storage.named_paths import check_exists
 
 
 def merge_all(checkpoints: Sequence[Checkpoint], path: Path, began: Checkpoint | None) -> tuple[Checkpoint, ...]:

@@ -15,11 +15,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ema_cli.errors import CheckpointError, UsageError
-from ema_cli.storage.alike import hint_at_alike
+from ema_cli.errors import CheckpointError
 from ema_cli.storage.info import Entry, Info
 from ema_cli.storage.local_place import LocalPlace
-from ema_cli.storage.names import StorePath, as_path, check_no_address
+from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.source import InputFile
 
 if TYPE_CHECKING:
@@ -199,25 +198,6 @@ def left_by_the_dead(path: Path) -> frozenset[Path]:
 
     died = claim.died_at(path)
     return frozenset() if died is None else died.puts
-
-
-def check_exists(path: Path, *, follow: bool = True) -> None:
-    """Check that something lies at a path that a user names.
-
-    Args:
-        path: the path.
-        follow: whether a link that leads nowhere counts as nothing.
-
-    Raises:
-        UsageError: where nothing does.
-    """
-    look_anew([path])
-    if not location(path).info(follow=follow).exists:
-        check_no_address(path)
-        is_link = follow and location(path).info(follow=False).exists
-        if is_link:
-            raise UsageError("is a link that leads nowhere", subject=path)
-        raise UsageError("does not exist", subject=path, hint=hint_at_pattern(path) or hint_at_alike(path))
 
 
 def missing_folder(folder: Path) -> tuple[str, str | None]:

@@ -13,7 +13,8 @@ from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, as_time
 from ema_cli.runs.options import OpenOptions
 from ema_cli.storage.local_file import close_idle_files
-from ema_cli.storage.location import check_exists, location, look_anew
+from ema_cli.storage.location import location, look_anew
+from ema_cli.storage.named_paths import check_exists
 from ema_cli.storage.names import as_path
 from ema_cli.watching.asked import EVERY, PATIENCE, SETTLE, Asked, Waiting
 from ema_cli.watching.intake import Intake

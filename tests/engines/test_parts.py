@@ -13,7 +13,8 @@ import pytest
 
 from ema_cli.averaging import perform
 from ema_cli.engines.engine import Engine
-from ema_cli.engines.parts import Part, share_of
+from ema_cli.engines.part import Part
+from ema_cli.engines.parts import share_of
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.errors import CheckpointError, OutputError, UsageError
 from ema_cli.planning.plan import Plan

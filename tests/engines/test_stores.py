@@ -19,7 +19,7 @@ from ema_cli.averaging import average, perform
 from ema_cli.engines import tasks
 from ema_cli.engines.engine import Engine, EngineError, plain_loss
 from ema_cli.engines.opening import open_engine
-from ema_cli.engines.parts import Part
+from ema_cli.engines.part import Part
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.job import Job
 from ema_cli.law.recipe import Recipe

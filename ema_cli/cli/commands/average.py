@@ -37,7 +37,7 @@ from ema_cli.writing.target import Target, default_target, parse_target
 
 if TYPE_CHECKING:
     from ema_cli.engines.engine import Engine
-    from ema_cli.engines.parts import Part
+    from ema_cli.engines.part import Part
     from ema_cli.manifest.signing import Signer
     from ema_cli.release.replay import Replay
 
@@ -253,7 +253,7 @@ def _by(options: AverageOptions) -> AbstractContextManager[Engine | Part | None]
                 option="part",
                 hint=f"leave out {option('part')}, or {option('on')}",
             )
-        from ema_cli.engines.parts import Part
+        from ema_cli.engines.part import Part
 
         return nullcontext(Part.parse(options.part))
     return nullcontext() if options.on is None else open_engine(options.on)

@@ -16,7 +16,8 @@ from ema_cli.formats import is_checkpoint_folder, open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import read_run
-from ema_cli.storage.location import check_exists, location
+from ema_cli.storage.location import location
+from ema_cli.storage.named_paths import check_exists
 from ema_cli.system.processors import default_threads
 
 

@@ -18,7 +18,7 @@ from ema_cli.folding.sample import Sample
 from ema_cli.manifest.signing import PublicKey, open_public_keys
 from ema_cli.release.published import Published, find_averages
 from ema_cli.release.verify import Verified, demand_all, verify
-from ema_cli.storage.location import check_exists
+from ema_cli.storage.named_paths import check_exists
 from ema_cli.system.processors import default_threads
 
 _HINT = "what does not hold must not be used; bring back the files as they were written, or average anew"

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable, UsageError
 from ema_cli.storage.info import Kind
-from ema_cli.storage.location import check_exists, location, walk
+from ema_cli.storage.location import location, walk
+from ema_cli.storage.named_paths import check_exists
 from ema_cli.storage.names import StorePath, as_path
 from ema_cli.storage.store import clients
 from tests.conftest import Cli
