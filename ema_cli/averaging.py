@@ -174,7 +174,7 @@ def perform(
         tuple(notes),
         record is not None and recording.signer is not None,
         () if sharing is None else sharing.shares,
-        None if parts is None else PartDone(parts.part, publishes, parts.waiting),
+        None if parts is None else PartDone(parts.part, publishes, parts.waiting, parts.others),
         tuple(lines_of(differing)),
     )
 

@@ -25,11 +25,13 @@ class PartDone:
         part: which, and of how many.
         published: whether it was the last, and all is published.
         waiting: how many tasks of other parts are not done; none where another part is just publishing.
+        others: in words, parts that were begun there, and make no whole with this one.
     """
 
     part: Part
     published: bool
     waiting: int
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,4 +84,5 @@ class Result:
     @property
     def warnings(self) -> list[str]:
         """Return what the averages should be warned of."""
-        return [*self.differing, *non_finite_warnings(self.non_finite)]
+        others = () if self.part is None else self.part.others
+        return [*others, *self.differing, *non_finite_warnings(self.non_finite)]

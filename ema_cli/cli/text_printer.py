@@ -71,7 +71,9 @@ class TextPrinter(Printer):
         """Print what was done, and where the average is."""
         plans, result = averaged.plans, averaged.result
         if result.part is not None and not result.part.published:
-            stderr.lines([] if self.quiet else [sentences.part_line(result, result.part)])
+            if not self.quiet:
+                stderr.warnings(result.part.others)
+                stderr.lines([sentences.part_line(result, result.part)])
             return
         if not self.quiet:
             stderr.warnings(result.warnings)

@@ -25,6 +25,7 @@ from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
 from ema_cli.preparing import lay_out
+from ema_cli.storage.begun_parts import BegunPart, others_at
 from ema_cli.storage.lease import Held
 from ema_cli.storage.location import location, look_anew
 from ema_cli.storage.names import StorePath
@@ -47,6 +48,7 @@ class Parts(Sharing):
     Attributes:
         part: which part this process makes.
         waiting: how many tasks of other parts are not done.
+        others: in words, parts that were begun there, and make no whole with this one.
     """
 
     def __init__(self, job: Job, part: Part, fingerprints: Sequence[str], *, checksum: bool) -> None:
@@ -67,6 +69,7 @@ class Parts(Sharing):
             )
         self.part = part
         self.waiting = 0
+        self.others: tuple[str, ...] = ()
         self._stack = ExitStack()
         self._is_over = False  # nobody needs the folder any more
 
@@ -118,18 +121,20 @@ class Parts(Sharing):
             ) from error
 
     def _make(self, passes: Sequence[Pass], target_job: Job, record: Record | None, progress: ProgressCallback) -> bool:
-        everything: list[tuple[Path, list[Task]]] = []
+        everything: list[tuple[Work, list[Task]]] = []
         with self.staging.working(f"part-{self.part.number}-{os.urandom(4).hex()}"):
             for each in passes:
                 folders = [make_folder(self.staging, target_job.target, output.target) for output in each.job.outputs]
                 work, tasks = self._cut(each, folders, summed=record is not None, lease=None)
-                making = [task for task in tasks if task.step in MAKING]
-                everything.append((work.tasks, making))
-                self._make_own(work, making, each.job.bytes_to_read, progress)
+                everything.append((work, [task for task in tasks if task.step in MAKING]))
+            begun = self._tell(target_job, everything)
+            for each, (work, tasks) in zip(passes, everything, strict=True):
+                self._make_own(work, tasks, each.job.bytes_to_read, progress)
         try:
             # Looked for after the last thing that this part wrote: so the last one sees all, whatever is cached.
             self.waiting = _count_waiting(everything)
             if self.waiting:
+                self.others = tuple(others_at(target_job.target.path, begun, self.staging.tasks))
                 return False
             self._stack.enter_context(self.staging.publishing())
         except Held:
@@ -146,6 +151,13 @@ class Parts(Sharing):
         self._clear()
         self._is_over = True
         return True
+
+    def _tell(self, job: Job, everything: Sequence[tuple[Work, Sequence[Task]]]) -> BegunPart:
+        """Tell who looks which part this is, and which tasks are its own."""
+        own = {work.tasks.name: [task.number for task in share_of(tasks, self.part)] for work, tasks in everything}
+        begun = BegunPart(self.part.number, self.part.count, job.target.path.name, own, self._alike)
+        begun.write(self.staging.tasks)
+        return begun
 
     def _make_own(self, work: Work, tasks: Sequence[Task], bytes_to_read: int, progress: ProgressCallback) -> None:
         """Make those of some tasks that are this part's."""
@@ -222,15 +234,15 @@ def _is_published(job: Job, record: Record | None) -> bool:
     return _is_made(job, record) or (record is None and location(job.target.path).info().exists)
 
 
-def _count_waiting(everything: Iterable[tuple[Path, Sequence[Task]]]) -> int:
+def _count_waiting(everything: Iterable[tuple[Work, Sequence[Task]]]) -> int:
     """Return how many tasks are not done, by what they told in the folder of each pass.
 
     Raises:
         Missing: where a folder is gone.
     """
     waiting = 0
-    for folder, tasks in everything:
-        look_anew([folder])
-        names = frozenset(location(folder).names())
+    for work, tasks in everything:
+        look_anew([work.tasks])
+        names = frozenset(location(work.tasks).names())
         waiting += sum(not is_done(names, task) for task in tasks)
     return waiting

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.tasks import Task
+from ema_cli.storage.begun_parts import record_name
 from ema_cli.storage.lease import this_machine
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import output_errors
-
-_SUFFIX = ".json"
 
 BlockSum = tuple[int, bool, int, str]
 """Checkpoint, whether it is of its copied bytes, block, sha256."""
@@ -103,8 +102,8 @@ def _read(path: Path) -> str:
 
 def is_done(names: Collection[str], task: Task) -> bool:
     """Return whether something is known of a task, by the names in the folder in which that is kept."""
-    return _path(Path(), task.number).name in names
+    return record_name(task.number) in names
 
 
 def _path(folder: Path, number: int) -> Path:
-    return folder / f"{number:05}{_SUFFIX}"
+    return folder / record_name(number)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.block_sums import together
-from ema_cli.engines.digest import digest_of
+from ema_cli.engines.digest import alike_in_all, decided, digest_of
 from ema_cli.engines.records import Done
 from ema_cli.engines.tasks import Step, Task, cut_tasks
 from ema_cli.engines.work import Work
@@ -73,7 +73,9 @@ class Sharing:
             UsageError: for an output that cannot be made so.
         """
         self._checksum = checksum
-        self._digest = digest_of(job, fingerprints, checksum=checksum)
+        said = decided(job, fingerprints, checksum=checksum)
+        self._alike = alike_in_all(said)
+        self._digest = digest_of(said)
         self.staging = self._staging_of(job, claims=claims)
         self._done: list[Done] = []
         self._job = job

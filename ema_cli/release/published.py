@@ -15,6 +15,7 @@ from ema_cli.manifest.sums import manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.named_file import check_named_file, nearer_advice
 from ema_cli.runs.run import read_run
+from ema_cli.storage.begun_parts import not_there_yet
 from ema_cli.storage.location import claim_on, location, look_anew
 from ema_cli.storage.named_paths import check_exists
 
@@ -99,7 +100,10 @@ def _averages_at(path: Path, allow_extra: Sequence[str]) -> list[Published]:
             path = path.with_name(path.name.removesuffix(suffix))
     single = Published(path, is_folder=False)
     if not single.vouched:
-        if not location(path).info(follow=False).exists and single.unfinished:
+        exists = location(path).info(follow=False).exists
+        if not exists and (begun := not_there_yet(path)) is not None:
+            raise VerificationError(begun[0], subject=path, hint=begun[1])
+        if not exists and single.unfinished:
             raise VerificationError(f"is not there yet{single.unfinished}", subject=path, hint=_WAIT)
         check_exists(path, follow=False)
     # A file of a folder, its manifest or checksums too, stands for the folder.

@@ -9,6 +9,7 @@ from ema_cli.errors import UsageError, option
 from ema_cli.law.time import Time
 from ema_cli.storage.alike import hint_at_alike
 from ema_cli.storage.location import PATTERN_SIGNS, hint_at_pattern, location, look_anew
+from ema_cli.storage.named_paths import check_not_begun
 from ema_cli.storage.names import StorePath, check_no_address
 from ema_cli.text import plural
 
@@ -25,6 +26,7 @@ def check_paths(paths: Sequence[Path]) -> None:
     for path in paths:
         if not location(path).info(follow=False).exists:
             check_no_address(path)
+            check_not_begun(path)
             raise UsageError("does not exist", subject=path, hint=_what_it_may_be(path, paths))
 
 

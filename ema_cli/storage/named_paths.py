@@ -1,4 +1,4 @@
-"""Check that something lies at the paths that a user names."""
+"""Check that something lies at the paths that a user names; where nothing does, say what may be on its way there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,20 @@ def check_exists(path: Path, *, follow: bool = True) -> None:
     look_anew([path])
     if not location(path).info(follow=follow).exists:
         check_no_address(path)
+        check_not_begun(path)
         is_link = follow and location(path).info(follow=False).exists
         if is_link:
             raise UsageError("is a link that leads nowhere", subject=path)
         raise UsageError("does not exist", subject=path, hint=hint_at_pattern(path) or hint_at_alike(path))
+
+
+def check_not_begun(path: Path) -> None:
+    """Check that nobody has begun to make what is not at a path.
+
+    Raises:
+        UsageError: where parts of an average have; it says which, and what is to be done.
+    """
+    from ema_cli.storage.begun_parts import not_there_yet  # which only an error needs
+
+    if (said := not_there_yet(path)) is not None:
+        raise UsageError(said[0], subject=path, hint=said[1])

@@ -15,6 +15,7 @@ _COMMANDS, _STORES, _SPREAD = (f"tests/engines/test_{name}.py" for name in ("com
 _WORKER, _OPENING, _OTHER = (f"tests/engines/test_{name}.py" for name in ("worker", "opening", "other_engines"))
 _TAKEN, _DIGEST, _VERIFY = (f"tests/engines/test_{name}.py" for name in ("taken_over", "digest", "verify"))
 _STAGING, _CLAIMS = "tests/storage/staging/test_shared.py", "tests/storage/staging/test_in_store.py"
+_BEGUN = "tests/engines/test_begun_parts.py"
 _BLOCKS, _SCALE = "tests/docs/test_blocks.py::test_a_page_s_commands_print_what_it_shows", "tests/test_scale.py"
 _EQUAL = [
     f"{_BYTES}::test_each_form_of_output",
@@ -64,6 +65,9 @@ KNOWN = {
     "With --force such a part": [f"{_PARTS}::test_a_damaged_release_is_replaced_where_that_is_wanted"],
     "With --no-manifest nobody can tell": [f"{_PARTS}::test_a_part_that_comes_late"],
     "The parts may run at once": [f"{_PARTS}::test_parts_in_any_order", _LAUNCHED[0]],
+    "Until all are made": [f"{_BEGUN}::test_which_part_is_missing", f"{_BEGUN}::test_in_a_store", _BLOCKS],
+    "All parts need the same number": [f"{_BEGUN}::test_parts_that_make_no_whole"],
+    "A part that finds others there": [f"{_BEGUN}::test_a_part_warns_of_the_others"],
     "--part auto takes both numbers": _LAUNCHED,
     "srun -N 8": [*_LAUNCHED, f"{_OTHER}::test_parts_that_slurm_starts"],
     "sbatch --array": _LAUNCHED,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ema_cli.engines import digest
-from ema_cli.engines.digest import digest_of
+from ema_cli.engines.digest import decided, digest_of
 from ema_cli.job import Job
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.preparing import prepare
@@ -27,7 +27,7 @@ def job_of(run: Path, target: str = "x.safetensors", half_life: str = "200ba", *
 
 
 def said(job: Job, *, checksum: bool = False) -> str:
-    return digest_of(job, fingerprints(job.checkpoints, 1), checksum=checksum)
+    return digest_of(decided(job, fingerprints(job.checkpoints, 1), checksum=checksum))
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _PREFIX = ".ema-cli-"
 SHARED_PREFIX = f"{_PREFIX}parts-"
+TASKS = ".tasks"
+"""The folder in a shared one in which tasks and parts tell of themselves."""
 _PATIENCE_SECONDS = 5  # a run publishes in less
 _SHARED_DAYS = 7  # parts of an average may wait in a queue, and those that are done wait for them
 
@@ -247,7 +249,7 @@ def remove_abandoned(parent: Path) -> None:
         with suppress(OSError):
             names = ["", *os.listdir(folder)]
             with suppress(FileNotFoundError):  # one that was removed while somebody wrote into it has none
-                names += [f".tasks/{name}" for name in os.listdir(folder / ".tasks")]
+                names += [f"{TASKS}/{name}" for name in os.listdir(folder / TASKS)]
             used = max([(folder / name).stat().st_mtime for name in names])
             if not folder.is_symlink() and time.time() - used > _SHARED_DAYS * 86400:
                 discard(folder, -1)

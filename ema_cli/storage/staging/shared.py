@@ -12,7 +12,7 @@ from pathlib import Path
 from ema_cli.errors import OutputError
 from ema_cli.storage.lease import LEASE_SECONDS, Lease
 from ema_cli.storage.output_stream import output_errors
-from ema_cli.storage.staging.local import SHARED_PREFIX, Staging, discard, put_back
+from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS, Staging, discard, put_back
 
 
 class SharedStaging(Staging):
@@ -31,7 +31,7 @@ class SharedStaging(Staging):
 
     def _make_folder(self) -> None:
         self.folder = self.parent / self._name
-        self.tasks = self.folder / ".tasks"
+        self.tasks = self.folder / TASKS
         if not self.folder.is_symlink():
             self.tasks.mkdir(parents=True, exist_ok=True)
         self._check_owner()

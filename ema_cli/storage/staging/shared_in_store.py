@@ -18,7 +18,7 @@ from ema_cli.errors import CheckpointError, Missing, OutputError
 from ema_cli.storage.lease import LEASE_SECONDS, Held, LeaseLost, held_by, is_dead
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging.in_store import StoreStaging
-from ema_cli.storage.staging.local import Staging
+from ema_cli.storage.staging.local import SHARED_PREFIX, Staging
 from ema_cli.storage.store.claim import claim_on
 from ema_cli.storage.store.clients import client_of, obstore, output_errors_in_store, store_errors
 from ema_cli.storage.store.listing import forget_listings, listing_of
@@ -42,7 +42,7 @@ class SharedStoreStaging(StoreStaging):
     def __init__(self, address: StorePath, digest: str, *, claims: bool) -> None:
         """Take the address, the digest of the average, and whether this process has the claim from the beginning."""
         super().__init__(address)
-        self.tasks = address.with_name(f".{address.name}.ema-cli-parts-{digest[:16]}")
+        self.tasks = address.with_name(f".{address.name}{SHARED_PREFIX}{digest[:16]}")
         self._kept = False
         self._claims = claims
 

@@ -1,0 +1,209 @@
+"""What parts of an average tell of themselves beside a place where nothing is yet: who is done, and who is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+
+from ema_cli.dataclass import dataclass
+from ema_cli.errors import CheckpointError, option
+from ema_cli.storage.location import location
+from ema_cli.storage.names import HUB, WEB, StorePath
+from ema_cli.storage.output_stream import output_errors
+from ema_cli.storage.small_file import read_small_file
+from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
+from ema_cli.text import plural, some
+
+_NOTE = re.compile(r"part-([0-9]{1,6})-of-([0-9]{1,6})\.json")
+_MOST_BYTES = 16 << 20
+_NO_NOTE = (ValueError, TypeError, AttributeError, KeyError, RecursionError)  # what is there is not whole, or no note
+
+
+@dataclass(frozen=True, slots=True)
+class BegunPart:
+    """A part of an average that was begun, as it tells of itself.
+
+    Attributes:
+        number, count: which part, of how many.
+        target: the name of what all parts make together.
+        tasks: the numbers of its own tasks, by the folder in which these tell of themselves.
+        alike: what has to be alike in all parts, by its name.
+    """
+
+    number: int
+    count: int
+    target: str
+    tasks: Mapping[str, Sequence[int]]
+    alike: Mapping[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Leave this in a folder that all parts see.
+
+        Raises:
+            OutputError: where that is refused.
+        """
+        path = folder / f"part-{self.number}-of-{self.count}.json"
+        text = json.dumps({"target": self.target, "tasks": self.tasks, "alike": self.alike})
+        if isinstance(path, StorePath):
+            from ema_cli.storage.staging.shared_in_store import put_text  # which only those need who write to a store
+
+            put_text(path, text)
+            return
+        fresh = path.with_name(f"{path.name}-{os.urandom(4).hex()}")
+        with output_errors(path):
+            fresh.write_text(text)
+            fresh.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A part, and how many of its tasks are done."""
+
+    part: BegunPart
+    done: int
+
+    @property
+    def is_made(self) -> bool:
+        return self.done == self._tasks
+
+    @property
+    def _tasks(self) -> int:
+        return sum(map(len, self.part.tasks.values()))
+
+    def __str__(self) -> str:
+        return f"{self.part.number} ({self.done} of {self._tasks} tasks done)"
+
+
+def record_name(number: int) -> str:
+    """Return the name of the file in which it is kept what became of a task."""
+    return f"{number:05}.json"
+
+
+def not_there_yet(path: Path) -> tuple[str, str] | None:
+    """Return what is in the making at a path where nothing is, and how it gets there; None where nobody has begun.
+
+    What lies in the folder of several averages is made with that.
+    """
+    if isinstance(path, StorePath) and path.scheme in (HUB, *WEB):
+        return None  # nothing is written there
+    places = [path] if _names(path.parent) else [path, path.parent]
+    for place in places:
+        begun = _begun_at(place) if place.name else {}
+        if begun:
+            return _fact(begun), _hint(begun)
+    return None
+
+
+def others_at(target: Path, own: BegunPart, folder: Path) -> list[str]:
+    """Return, in words, which parts of a target make no whole with one, which is made in `folder`, and why."""
+    found = []
+    for begun_in, parts in _begun_at(target).items():
+        for count, some_parts in _by_count(parts):
+            names = _ranges(each.part.number for each in some_parts)
+            if begun_in.absolute() != folder:
+                what = difference(own.alike, some_parts[0].part.alike)
+                found.append(f"part {names} of {count} was begun {what}: all parts need the same")
+            elif count != own.count:
+                found.append(f"part {names} was begun as one of {count}, this one of {own.count}: all need one number")
+    return found
+
+
+def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """Return, in words, what another average differs in: the first thing, as others follow from it."""
+    for name, value in one.items():
+        theirs = other.get(name)
+        if theirs != value:
+            return f"with other {name}" if theirs is None or len(theirs) > 40 else f"with {name} {theirs}"
+    return "otherwise"
+
+
+def _begun_at(place: Path) -> dict[Path, list[_Begun]]:
+    """Return the parts of what is made at a place, by the folder in which they tell of themselves."""
+    is_stored = isinstance(place, StorePath)
+    begin = f".{place.name}{SHARED_PREFIX}" if is_stored else SHARED_PREFIX
+    found = {}
+    for name in sorted(_names(place.parent)):
+        if name.startswith(begin):
+            folder = place.parent / name if is_stored else place.parent / name / TASKS
+            parts = [each for each in _parts_in(folder) if each.part.target == place.name]
+            if parts:
+                found[folder] = sorted(parts, key=lambda each: (each.part.count, each.part.number))
+    return found
+
+
+def _parts_in(folder: Path) -> Iterable[_Begun]:
+    done: dict[str, Collection[str]] = {}
+    for numbers in filter(None, map(_NOTE.fullmatch, _names(folder))):
+        with suppress(CheckpointError, *_NO_NOTE):
+            said = json.loads(read_small_file(folder / numbers[0], _MOST_BYTES))
+            tasks = {str(inner): [int(task) for task in own] for inner, own in said["tasks"].items()}
+            alike = {str(name): str(value) for name, value in said["alike"].items()}
+            for inner in tasks:
+                done.setdefault(inner, frozenset(_names(folder / Path(inner).name)))
+            count = sum(record_name(task) in done[inner] for inner, own in tasks.items() for task in own)
+            yield _Begun(BegunPart(int(numbers[1]), int(numbers[2]), str(said["target"]), tasks, alike), count)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return location(folder).names()
+    except CheckpointError:
+        return []
+
+
+def _by_count(parts: Iterable[_Begun]) -> list[tuple[int, list[_Begun]]]:
+    return [(count, list(some_parts)) for count, some_parts in groupby(parts, key=lambda each: each.part.count)]
+
+
+def _missing(count: int, parts: Iterable[_Begun]) -> list[int]:
+    return sorted({*range(count)} - {each.part.number for each in parts})
+
+
+def _fact(begun: Mapping[Path, Sequence[_Begun]]) -> str:
+    (first, *_), *others = begun.values()
+    states = ["; ".join(_state(*each) for each in _by_count(parts)) for parts in begun.values()]
+    if not others:
+        return f"is not there yet, but in the making: {states[0]}"
+    differing = (f"{difference(first.part.alike, parts[0].part.alike)}, " for parts in others)
+    described = "; ".join(f"{words}{state}" for words, state in zip(["", *differing], states, strict=True))
+    return f"is not there yet, and {len(states)} different averages are in the making: {described}"
+
+
+def _state(count: int, parts: Sequence[_Begun]) -> str:
+    made, missing = [each.part.number for each in parts if each.is_made], _missing(count, parts)
+    begun = [str(each) for each in parts if not each.is_made]
+    are = [(_ranges(made), len(made), "made"), (some(begun), len(begun), "begun")]
+    are.append((_ranges(missing), len(missing), "missing"))
+    words = [f"{numbers} {'is' if number == 1 else 'are'} {state}" for numbers, number, state in are if number]
+    return f"of {plural(count, 'part')}, {', '.join(words)}"
+
+
+def _hint(begun: Mapping[Path, Sequence[_Begun]]) -> str:
+    if len(begun) > 1:
+        return "run all parts with the same checkpoints, options and versions; the last one publishes"
+    (parts,) = begun.values()
+    count, fewest = min(_by_count(parts), key=lambda each: len(_missing(*each)))
+    missing = _missing(count, fewest)
+    died = [each.part.number for each in fewest if not each.is_made]
+    wanted = sorted([*missing, *died])
+    example = option("part", f"{(wanted or [0])[0]}/{count}")
+    if not wanted:
+        return f"run any part again, unless one is just publishing: {example}"
+    again = ", what is begun unless it still runs" if died else ""
+    return f"run {_ranges(wanted)} of {count} as the others were run{again}: {example}"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Return numbers in order as text, as `0-3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
