@@ -16,9 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
-_THEME = Theme(
-    {"option": "bold cyan", "switch": "bold green", "types": "bold yellow", "types_sep": "dim", "usage": "yellow"}
-)
+_THEME = Theme({"option": "bold cyan", "switch": "bold green", "types": "bold yellow", "usage": "yellow"})
 
 
 class _Highlighter(RegexHighlighter):
@@ -30,15 +28,6 @@ class _Highlighter(RegexHighlighter):
         r"(?P<types>\<[^\>]+\>)",
         r"(?P<usage>Usage: )",
     )
-
-
-class _Separators(RegexHighlighter):
-    """Dims what is around and between the names of values."""
-
-    highlights = (r"^(?P<types_sep>(\[|<))", r"(?P<types_sep>\|)", r"(?P<types_sep>(\]|>))(\.\.\.)?$")
-
-
-_TYPES = _Separators()
 
 
 def print_page(command: Any, context: Any) -> None:

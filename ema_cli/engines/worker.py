@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # which few averages need
     from ema_cli.writing.piece_sink import PieceSink
 
 _TOLD_SECONDS = 1.0  # after so long a task tells how far it is
-_READ_BYTES = 1 << 20
 _ELEMENT_BYTES = 16  # of the widest, and more than of those that share bytes: the last one may end behind its stretch
 AT_SUFFIX = ".at"
 

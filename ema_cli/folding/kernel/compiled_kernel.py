@@ -30,8 +30,7 @@ Arguments = tuple[
     int, tuple[memoryview, ...], bytes, "array[float]", tuple[memoryview, ...], bytes, bytes, tuple[memoryview, ...],
     int, int, bool, bool, float, bool,
 ]  # fmt: skip
-MOST_ROWS = 32  # of one call, as in compiled.c
-MOST_AVERAGES = 32
+MOST_AVERAGES = 32  # of one call, as in compiled_variants.h
 # On some processors the system copies five times slower to memory that lies a few bytes further in a page than what is
 # copied. What lies as its file does, modulo this, never does.
 _PLACES = 64
