@@ -127,7 +127,7 @@ class Job:
         inputs = [file for checkpoint in self.plans[0].run.checkpoints for file in checkpoint.files]
         check_target(self.target, inputs, force=self.force)
 
-    def part(self, begin: int, end: int) -> Job:
+    def of_averages(self, begin: int, end: int) -> Job:
         """Return the job of the averages from number `begin` to before `end`, which may be done by itself."""
         plans = self.plans[begin:end]
         return replace(

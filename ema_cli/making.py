@@ -80,7 +80,7 @@ Fold = Callable[
 
 
 def make_pass(
-    part: Pass,
+    one_pass: Pass,
     staging: Staging,
     target: Target,
     record: Record | None,
@@ -90,12 +90,12 @@ def make_pass(
     progress: ProgressCallback,
 ) -> None:
     """Make the averages of one pass, each whole in its folder of `target`: tensors, small files, manifest."""
-    job = part.job
+    job = one_pass.job
     folders = [make_folder(staging, target, output.target) for output in job.outputs]
     sender = staging.sender(len(job.plans) * job.files_at_once) if job.is_sent else None
     if record is not None:
         record.begin(job.checkpoints)
-    folded, written = fold(part, folders, sender, record, progress)
+    folded, written = fold(one_pass, folders, sender, record, progress)
     for output, plan, folder, files in zip(job.outputs, job.plans, folders, written, strict=True):
         files.update(write_small_files(output, folder, sender, summed=record is not None))
         staging.read_back(folder, partial(_read_back, output, plan))
@@ -116,7 +116,7 @@ def write_readymade(job: Job, passes: Sequence[Pass], record: Record, recording:
 
 
 def fold_here(
-    part: Pass,
+    one_pass: Pass,
     folders: Sequence[Path],
     sender: Sender | None,
     record: Record | None,
@@ -130,9 +130,9 @@ def fold_here(
 
     The tables for it are gone afterwards: reading back takes as much again.
     """
-    job, sizes = part.job, part.sizes
+    job, sizes = one_pass.job, one_pass.sizes
     with ExitStack() as stack:
-        segments = stack.enter_context(segments_for(part.segments if synced else 0))
+        segments = stack.enter_context(segments_for(one_pass.segments if synced else 0))
         files = [file for output in job.outputs for file in output.files]
         allow_descriptors(len(files), twice=segments is not None)
         storing = Storing(record is not None, synced, sender, segments)

@@ -69,9 +69,9 @@ def plan_passes(job: Job, threads: int | None, max_memory: int | None) -> list[P
     while most < count and _least(job, most + 1) <= budget and _open_files(job, most + 1) <= most_open_files():
         most += 1
     number = -(-count // most)
-    ends = [count * part // number for part in range(number + 1)]
-    parts = [job] if number == 1 else [job.part(*both) for both in pairwise(ends)]
-    return [_divided(part, budget, threads) for part in parts]
+    ends = [count * each // number for each in range(number + 1)]
+    jobs = [job] if number == 1 else [job.of_averages(*both) for both in pairwise(ends)]
+    return [_divided(each, budget, threads) for each in jobs]
 
 
 def keep_more_blocks(passes: Sequence[Pass], max_memory: int) -> None:

@@ -173,21 +173,21 @@ class Parts(Sharing):
 
     def __call__(
         self,
-        part: Pass,
+        one_pass: Pass,
         folders: Sequence[Path],
         sender: Sender | None,
         record: Record | None,
         progress: ProgressCallback,
     ) -> tuple[Folded, list[dict[str, WrittenFile]]]:
         """Check the sums of all that the parts made of one pass, and complete it; see `Spread`."""
-        work, tasks = self._cut(part, folders, summed=record is not None, lease=None)
-        self._expect(part.job, folders)
+        work, tasks = self._cut(one_pass, folders, summed=record is not None, lease=None)
+        self._expect(one_pass.job, folders)
         worker, done = name_of_worker(), list[Done]()
         for steps in (MAKING, FINISHING):
             now = [task for task in tasks if task.step in steps]
-            with reading_pool(part.sizes.threads, "check") as pool:
+            with reading_pool(one_pass.sizes.threads, "check") as pool:
                 done += pool.map(lambda task: do_task(work, task, worker), now)
-        return self._gather(part.job, tasks, done, record)
+        return self._gather(one_pass.job, tasks, done, record)
 
 
 def _hint_at_files(job: Job, part: Part) -> str:

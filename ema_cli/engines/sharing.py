@@ -123,7 +123,7 @@ class Sharing:
 
     def _cut(
         self,
-        part: Pass,
+        one_pass: Pass,
         folders: Sequence[Path],
         *,
         summed: bool,
@@ -131,7 +131,7 @@ class Sharing:
         synced: bool = True,
     ) -> tuple[Work, list[Task]]:
         """Return the tasks of a pass, and what they have in common; see `Work`."""
-        job = part.job
+        job = one_pass.job
         first = "-".join(output.target.path.name for output in (job.outputs[0], job.outputs[-1]))
         tasks = self.staging.tasks / f"{len(job.outputs)}-{first}"
         location(tasks).make_folder()
@@ -149,8 +149,8 @@ class Sharing:
             summed=summed,
             checksum=self._checksum,
             synced=synced,
-            sizes=part.sizes,
-            segments=part.segments,
+            sizes=one_pass.sizes,
+            segments=one_pass.segments,
             tasks=tasks.absolute(),
             lease=lease,
         )

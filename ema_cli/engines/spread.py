@@ -101,7 +101,7 @@ class Spread(Sharing):
 
     def __call__(
         self,
-        part: Pass,
+        one_pass: Pass,
         folders: Sequence[Path],
         sender: Sender | None,
         record: Record | None,
@@ -112,7 +112,7 @@ class Spread(Sharing):
         Return what was done, and of each output the size and the sum of its files.
 
         Args:
-            part: the pass.
+            one_pass: the pass.
             folders: where the files of each output are made.
             sender: None.
             record: is told the sums of what is read; None where no manifest is made.
@@ -123,9 +123,9 @@ class Spread(Sharing):
             Held: where another run took this one for dead.
             EmaError: as averaging.
         """
-        job, lease = part.job, self._lease_of_workers(part.job, folders)
+        job, lease = one_pass.job, self._lease_of_workers(one_pass.job, folders)
         is_here = self._engine.is_here
-        work, tasks = self._cut(part, folders, summed=record is not None, lease=lease, synced=not is_here)
+        work, tasks = self._cut(one_pass, folders, summed=record is not None, lease=lease, synced=not is_here)
         packed, done = pack(work), list[Done]()
         making, finishing = ([task for task in tasks if task.step in steps] for steps in (MAKING, FINISHING))
 
@@ -142,7 +142,7 @@ class Spread(Sharing):
             if is_here:
                 with Finishing(work, tasks) as files:
                     send(making, files.note)
-                    finished = files.finish(part.sizes.threads)
+                    finished = files.finish(one_pass.sizes.threads)
             else:
                 send(making)
                 send(finishing)

@@ -116,11 +116,13 @@ def make_candidates(
     return made
 
 
-def _make(part: Pass, record: Record, notes: Sequence[str], made: list[Candidate], progress: ProgressCallback) -> int:
+def _make(
+    one_pass: Pass, record: Record, notes: Sequence[str], made: list[Candidate], progress: ProgressCallback
+) -> int:
     """Make the averages of one pass; return how many bytes were read."""
-    job = part.job
+    job = one_pass.job
     folders = [_make_folder(output) for output in job.outputs]
-    folded, written = fold_here(part, folders, None, None, progress, synced=False)
+    folded, written = fold_here(one_pass, folders, None, None, progress, synced=False)
     several_factored: Sequence[Factored | None] = folded.factored or [None] * len(job.outputs)
     for output, plan, folder, files, non_finite, factored in zip(
         job.outputs, job.plans, folders, written, folded.non_finite, several_factored, strict=True
