@@ -3,10 +3,10 @@
 _READ, _WRITTEN, _KILLED, _ORDER, _UPLOADS, _EVERYWHERE, _LIKE, _EMULATORS, _RCLONE, _WATCHING, _OBJECTS = (
     f"tests/{name}.py"
     for name in (
-        "storage/test_stores", "storage/test_store_staging", "storage/test_killed_in_stores",
-        "storage/test_order_of_objects",
-        "storage/test_uploads", "storage/test_addresses_everywhere", "storage/test_like_input_in_stores",
-        "libraries/test_stores", "storage/test_rclone", "watching/test_stores", "storage/test_objects",
+        "storage/store/test_stores", "storage/staging/test_in_store", "storage/store/test_killed_in_stores",
+        "storage/store/test_order_of_objects", "storage/store/test_uploads", "storage/store/test_addresses_everywhere",
+        "storage/store/test_like_input_in_stores",
+        "libraries/test_stores", "storage/store/test_rclone", "watching/test_stores", "storage/store/test_objects",
     )
 )  # fmt: skip
 
