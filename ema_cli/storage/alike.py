@@ -27,6 +27,8 @@ def hint_at_alike(path: Path) -> str | None:
         names = list(islice(_names_in(part.parent), _MOST_NAMES))
         if part.name in names:
             return None  # an empty folder
+        if not part.name.strip():  # a space after the last slash
+            return f"did you mean {part.parent}?" if names else None
         if names:
             from difflib import get_close_matches  # which few errors need
 

@@ -83,6 +83,13 @@ def test_a_name_that_is_like_the_written_one_is_hinted_at(
         )
 
 
+def test_a_space_after_the_last_slash_is_hinted_at(cli: Cli, tmp_path: Path):
+    """It hardly shows in the error; and of a folder that is not there nothing is meant."""
+    write_torch_run(tmp_path / "demo", [100])
+    assert cli("average", "demo/ ", *LAW).err == "error: demo/ : does not exist\nhint:  did you mean demo?\n"
+    assert cli("average", "nowhere/ ", *LAW).err == "error: nowhere/ : does not exist\n"
+
+
 def test_an_empty_folder_is_not_hinted_at_itself(cli: Cli, tmp_path: Path):
     """That it is like what is written is no help."""
     (tmp_path / "empty").mkdir()

@@ -61,6 +61,19 @@ def obstore() -> Any:
         ) from error
 
 
+def check_package(path: StorePath) -> None:
+    """Check that the package is installed that reads an address.
+
+    Raises:
+        UsageError: naming the address, where it is not.
+    """
+    try:
+        obstore()
+    except UsageError as error:
+        error.about(path)
+        raise
+
+
 def client_of(path: StorePath) -> Any:
     """Return obstore's client of the bucket in an address; of a web server, of the one file.
 

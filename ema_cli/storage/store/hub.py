@@ -118,7 +118,11 @@ def _pin(hub: Any, root: str, resolved: Any) -> str:
 
 def _hub(path: StorePath) -> Any:
     anonymous = path.is_anonymous or os.environ.get(_ANONYMOUS, "").lower() in _YES
-    return _file_system(os.environ.get("HF_ENDPOINT"), anonymous)
+    try:
+        return _file_system(os.environ.get("HF_ENDPOINT"), anonymous)
+    except UsageError as error:
+        error.about(path)
+        raise
 
 
 @cache

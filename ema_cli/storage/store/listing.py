@@ -14,7 +14,7 @@ from typing import Any
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, Unreadable
 from ema_cli.storage.names import HUB, WEB, StorePath
-from ema_cli.storage.store.clients import client_of, obstore, store_errors
+from ema_cli.storage.store.clients import check_package, client_of, obstore, store_errors
 from ema_cli.storage.store.hub import forget_commits, hub_files
 from ema_cli.storage.store.requests import content_of, listed, look_at
 
@@ -292,7 +292,13 @@ _lock = threading.Lock()
 
 
 def listing_of(path: StorePath) -> Listing:
-    """Return what is known of the bucket of an address."""
+    """Return what is known of the bucket of an address.
+
+    Raises:
+        UsageError: where the package is not installed that reads it.
+    """
+    if path.scheme != HUB:
+        check_package(path)
     root = path.whole_bucket
     with _lock:
         return _listings.setdefault((root, root.is_anonymous), Listing(root))

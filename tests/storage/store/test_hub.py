@@ -223,4 +223,5 @@ def test_without_the_extra_the_error_says_how_to_install_it(cli: Cli, monkeypatc
     storage_hub._file_system.cache_clear()
     done = cli("inspect", "hf://org/model/run")
     assert done.code == 2
+    assert done.err.startswith("error: hf://org/model/run: an address of the Hub needs the package huggingface_hub")
     assert done.err.endswith("hint:  install it: pip install 'ema-cli[hub]'\n")

@@ -179,6 +179,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(cli, monkeypatch: py
         for words in (["inspect"], ["average", "--profile", "uniform"], ["verify"]):
             done = cli(words[0], "s3://bucket/run", *words[1:])
             assert done.code == 2
+            assert done.err.startswith("error: s3://bucket/run: an address needs the package obstore")
             assert done.err.endswith("hint:  install it: pip install 'ema-cli[cloud]'\n")
     finally:
         clients.obstore.cache_clear()
