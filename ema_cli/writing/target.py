@@ -82,6 +82,8 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     if is_bucket or path.name in ("", "..", "-"):  # nothing goes to standard output but the name
         example = str(path / "release") if is_bucket else "release.safetensors"
         raise UsageError(f"'{path}' is no name for something new", option="output", hint=f"as {option('o', example)}")
+    if path.name != path.name.strip():  # of a variable in a script, as a rule: `x.safetensors ` would be a folder
+        raise UsageError(f"'{path}' begins or ends with a space", option="output", hint="leave the space out")
     unknown = re.search(r"\{[^{}]*\}", _filled(path.name, dict.fromkeys(PLACEHOLDERS, "")))
     misplaced = next((placeholder for placeholder in PLACEHOLDERS if placeholder in str(path.parent)), None)
     if unknown or misplaced:

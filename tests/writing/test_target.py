@@ -54,6 +54,13 @@ def test_what_names_nothing_new_is_refused(path: str):
         parse_target(Path(path))
 
 
+@pytest.mark.parametrize("path", ["x.safetensors ", " x", "folder/x "])
+def test_a_space_at_an_end_is_refused(path: str):
+    """Of a script's variable, as a rule: `x.safetensors ` was a folder of that name."""
+    with pytest.raises(UsageError, match="begins or ends with a space"):
+        parse_target(Path(path))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
