@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, EmaError, UsageError, VerificationError, option
 from ema_cli.formats.mark import FILE_SUFFIX, SIGNATURE_NAME, SIGNATURE_SUFFIX, SUMS_SUFFIX
+from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.signature import signature_path
 from ema_cli.manifest.sums import manifest_path, sums_path
@@ -24,6 +25,7 @@ _NO_PART = (
     ".git", ".gitattributes", ".cache/huggingface", SIGNATURE_NAME,
     "SHA256SUMS.asc", "SHA256SUMS.sig", "SHA256SUMS.sigstore.json",
 )  # fmt: skip
+_NAME_ONE = "name an average: a file or folder that ema-cli average wrote"
 _WAIT = "wait for the end of that run; if it died, average again"
 
 
@@ -84,8 +86,8 @@ def find_averages(paths: Iterable[Path], allow_extra: Sequence[str] = ()) -> lis
     look_anew(named)
     for path in named:
         at_path = _averages_at(path, allow_extra)
-        if len(at_path) == 1 and not at_path[0].vouched and (raw := describe_raw(path)) is not None:
-            raise VerificationError(raw[0], subject=path, hint=raw[1])
+        if len(at_path) == 1 and not at_path[0].vouched and (other := describe_raw(path) or _describe_other(path)):
+            raise VerificationError(other[0], subject=path, hint=other[1])
         for average in at_path:
             averages.setdefault(average.path, average)
     return list(averages.values())
@@ -143,8 +145,15 @@ def describe_raw(path: Path) -> tuple[str, str] | None:
     if any(checkpoint.mark is not None for checkpoint in checkpoints):
         return None
     what = "a raw checkpoint" if len(checkpoints) == 1 else f"a run of {len(checkpoints)} raw checkpoints"
-    hint = "name an average: a file or folder that ema-cli average wrote"
-    return f"is no average of ema-cli's, but {what}", hint
+    return f"is no average of ema-cli's, but {what}", _NAME_ONE
+
+
+def _describe_other(path: Path) -> tuple[str, str] | None:
+    """Return that a path holds no weights at all, and what to do; None where it may."""
+    place = location(path)
+    if place.info().is_folder:
+        return None if place.names() else ("is an empty folder", _NAME_ONE)
+    return None if path.name.lower().endswith(WEIGHT_SUFFIXES) else ("is no average of ema-cli's", _NAME_ONE)
 
 
 def average_at(path: Path) -> Path:

@@ -96,6 +96,17 @@ def test_without_manifest_and_sums_nothing_is_verified(copy: Path):
         find_averages([copy / "hf"])
 
 
+@pytest.mark.parametrize(
+    ("name", "fact"), [("empty", "is an empty folder"), ("note.txt", "is no average of ema-cli's")]
+)
+def test_what_holds_no_weights_is_named_for_that(tmp_path: Path, name: str, fact: str):
+    """It was said to lie among averages, or to lack a manifest."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("hello")
+    with pytest.raises(VerificationError, match=fact):
+        find_averages([tmp_path / name])
+
+
 def test_nothing_at_all_is_a_usage_error(tmp_path: Path):
     """A path at which there is nothing is not an average that does not hold."""
     with pytest.raises(UsageError, match="does not exist"):
