@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError, EmaError, Unreadable, UsageError, mentioned
 from ema_cli.formats import weights_in
+from ema_cli.storage.info import Info
 from ema_cli.storage.location import location
 from ema_cli.storage.named_paths import check_exists
 from ema_cli.storage.names import StorePath
@@ -53,11 +54,20 @@ def check_named_file(path: Path, *, option: str, hint: str | None) -> None:
     try:
         check_exists(path)
         info = location(path).info()
-        fact = "is a folder" if info.is_folder else "is empty" if info.is_file and not info.size else weights_in(path)
+        fact = _unlike_a_file(info) or weights_in(path)
     except (UsageError, CheckpointError) as error:
         raise _named(error, path, option, hint) from error
     if fact is not None:
         raise UsageError(fact, option=option, subject=path, hint=hint)
+
+
+def _unlike_a_file(info: Info) -> str | None:
+    """Return what is wrong with what lies there, before it is opened; None for a file with something in it."""
+    if info.is_folder:
+        return "is a folder"
+    if not info.is_file:  # as a FIFO, which a shell makes of `<(...)`
+        return "is not a regular file"
+    return None if info.size else "is empty"
 
 
 def nearer_advice(error: EmaError, path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -405,6 +406,7 @@ def test_what_is_no_manifest_is_named_with_the_manifest_of_it(run: InProcess):
     assert run("average", *law, "--half-life", "20ba", "-o", "sweep")[0] == 0
     assert run("average", *law, "-o", "bare.safetensors", "--no-manifest")[0] == 0
     Path("other.json").write_text("{}")
+    os.mkfifo("fifo")
     average = "is an average of ema-cli's"
     none = "a manifest is what ema-cli average writes beside the weights, unless --no-manifest is given"
     for named, code, fact, hint in (
@@ -423,6 +425,7 @@ def test_what_is_no_manifest_is_named_with_the_manifest_of_it(run: InProcess):
         ("other.json", 3, "is no manifest that this version of ema-cli reads", none),
         ("ckpts", 2, "is a folder", none),
         ("none.json", 2, "does not exist", none),
+        ("fifo", 2, "is not a regular file", none),
     ):
         told_code, told = run.json("average", "ckpts", "--recipe", named, "-o", "again.safetensors")
         option = "--recipe: " if code == 2 else ""
