@@ -207,7 +207,8 @@ class _Field:
             UsageError: for a word that is no such value, and for an argument that is missing.
         """
         if words is None and self.required:
-            raise UsageError(f"Missing argument '{self.info.metavar}'.", hint=hint)
+            meaning = self.info.help.rstrip(".")
+            raise UsageError(f"{self.info.metavar} is missing: {meaning[0].lower()}{meaning[1:]}", hint=hint)
         if self.several:
             return tuple(self._convert(word, hint) for word in words or ())
         return words if words is None or self.type is bool else self._convert(words, hint)

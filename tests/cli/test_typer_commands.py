@@ -50,7 +50,7 @@ def test_arguments_that_must_be_given_are_paths():
     [
         (["average", "a", "--last", "x"], "Invalid value for '--last': 'x' is not a valid int."),
         (["average", "a", "--smoothing", "x"], "Invalid value for '--smoothing': 'x' is not a valid float."),
-        (["compare", "a"], "Missing argument 'B'."),
+        (["compare", "a"], "B is missing: what it is compared with"),
     ],
 )
 def test_a_word_that_is_no_value_is_an_error_of_ours(words: list[str], message: str):
