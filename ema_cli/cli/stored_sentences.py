@@ -81,7 +81,7 @@ def _store_next_time(plans: Sequence[Plan]) -> list[str]:
     names = ", ".join(f'"{half_life}"' for half_life in advised)
     every = ', update_interval="every"' if any(plan.recipe.interval is None for plan in sparse) else ""
     return [
-        "Raw checkpoints alone cannot do it. Averages that are stored while the model trains can:",
+        "Checkpoints this far apart cannot make so short a half-life. Averages that the training stores can:",
         f"  ema = EMA(model, half_life=({names}){every}), then ema.store(folder) now and then",
         "How: docs/how-to/half-life-afterwards.md",
     ]

@@ -41,7 +41,7 @@ def test_inspect_says_what_to_store(cli: Cli, tmp_path: Path) -> None:
     for step in (1000, 2000, 3000):
         save_file({"weight": np.full(3, step, dtype=np.float32)}, tmp_path / f"step-{step}.safetensors")
     done = cli("inspect", str(tmp_path), "--half-life", "50ba")
-    assert "Raw checkpoints alone cannot do it" in done.out
+    assert "Checkpoints this far apart cannot make so short a half-life" in done.out
     assert 'EMA(model, half_life=("25ba", "100ba"))' in done.out
 
 
