@@ -65,10 +65,8 @@ def plan_line(plan: Plan) -> str:
     left_out = f", {skipped} skipped" if skipped else ""
     if plan.between_updates and plan.recipe.update_interval is None and plan.recipe.interval is not None:
         left_out += f" ({between_updates(plan)})"
-    return (
-        f"{plural(entries, 'checkpoint')} averaged{left_out}: {plan.effective_count:.1f} effective, "
-        f"mean age {mean_age(plan)}"
-    )
+    age = f", mean age {mean_age(plan)}" if plan.entries[-1].has_clock else ""
+    return f"{plural(entries, 'checkpoint')} averaged{left_out}: {plan.effective_count:.1f} effective{age}"
 
 
 def between_updates(plan: Plan) -> str:
@@ -200,7 +198,7 @@ def room_line(dry: DryRun) -> str:
     """Return in one line what it would take, and what there is."""
     sent = "the tensors go to the store as they are made, and on no disk"
     free = sent if dry.bytes_free is None else free_words(dry.job)
-    return f"It would take some {size(dry.memory)} of memory; {free}"
+    return f"It would take up to {size(dry.memory)} of memory; {free}"
 
 
 def free_words(job: Job) -> str:
@@ -221,13 +219,15 @@ def checkpoint_columns(view: RunView) -> tuple[dict[str, list[str]], list[str]]:
         values = [checkpoint.clock(unit) for checkpoint in checkpoints]
         if any(value is not None for value in values):
             columns[word] = ["-" if value is None else f"{float(value):.10g}" for value in values]
+    differ = {word for word, column in columns.items() if len(set(column)) > 1}
+    same = [word for word in columns if differ and word not in differ]  # they tell no checkpoint from another
+    constant = [f"{word} {columns.pop(word)[0]}" for word in same]
     facts = {
         "clock from": [_sources(checkpoint) for checkpoint in checkpoints],
         "format": [checkpoint.format for checkpoint in checkpoints],
         "size": [size(sizes.nbytes) for sizes in view.sizes],
         "dtypes": [" ".join(sizes.dtypes) for sizes in view.sizes],
     }
-    constant = []
     for title, column in facts.items():
         if len(set(column)) > 1:
             columns[title] = column

@@ -42,6 +42,7 @@ def print_inspection(inspection: Inspection) -> None:
         if single.mark:
             _print_mark(out, single.mark)
         if plans:
+            out.print()
             print_plans(plans, [single.name])
     _print_approximations(out, plans)
     if inspection.stored or plans:
@@ -50,7 +51,8 @@ def print_inspection(inspection: Inspection) -> None:
 
 def print_plans(plans: Sequence[Plan], names: Sequence[str]) -> None:
     """Print the weight of each checkpoint, drawn, and what they come to; `names` are of all, oldest first."""
-    _print_plans(console(), names, {"clock": sentences.plan_clocks(plans, names)}, plans)
+    have_clocks = any(entry.has_clock for plan in plans for entry in plan.entries)
+    _print_plans(console(), names, {"clock": sentences.plan_clocks(plans, names)} if have_clocks else {}, plans)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -77,7 +79,7 @@ def _print_run(out: Console, view: RunView, plans: Sequence[Plan], remarks: Rema
     if len(plans) > 1:
         # The room is for the weights; without a half-life, all columns are shown.
         units = dict.fromkeys(sentences.UNIT_NAMES[plan.mean_age.unit] for plan in plans)
-        columns = {unit: columns[unit] for unit in units}
+        columns = {unit: columns[unit] for unit in units if unit in columns}
     names = [checkpoint.name for checkpoint in view.run.checkpoints]
     if plans:
         _print_plans(out, names, columns, plans)

@@ -24,7 +24,7 @@ from ema_cli.manifest.fingerprint import CHECKSUM, FINGERPRINT
 from ema_cli.manifest.recipe_record import RecipeRecord
 from ema_cli.manifest.schema import mismatch, read_schema
 from ema_cli.manifest.types import InputFacts, InputRow, Manifest, RecipeRow, TensorRow
-from ema_cli.planning.entry import Entry
+from ema_cli.planning.entry import COUNTED, Entry
 from ema_cli.planning.plan import Plan
 from ema_cli.storage.location import location
 from ema_cli.storage.output_stream import WrittenFile
@@ -181,8 +181,18 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, default=dict)
 
 
-def recorded_age(manifest: Manifest) -> Time:
-    """Return the mean age; where weights are negative it may be below 0, beyond the newest checkpoint."""
+def shown_clock(row: InputRow) -> str:
+    """Return the clock of an input; empty where none was recorded, and the checkpoints were only counted."""
+    return "" if any(clock["from"] == COUNTED for clock in row["clocks"].values()) else row["clock"]
+
+
+def recorded_age(manifest: Manifest) -> Time | None:
+    """Return the mean age, None where no clock was recorded.
+
+    Where weights are negative it may be below 0, beyond the newest checkpoint.
+    """
+    if not shown_clock(manifest["inputs"][-1]):
+        return None
     text = manifest["mean_age"]
     age = Time.parse(text.removeprefix("-"), subject="the manifest")
     return Time(-age.value, age.unit) if text.startswith("-") else age

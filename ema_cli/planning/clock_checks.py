@@ -17,6 +17,7 @@ from ema_cli.law.bema import Bema
 from ema_cli.law.exponential import HalfLife
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, Unit
+from ema_cli.planning.entry import COUNTED
 from ema_cli.runs.clocks import with_clock
 from ema_cli.runs.entering import averaged_error
 from ema_cli.runs.name_numbers import NameNumbers, advise_name_clock
@@ -168,7 +169,7 @@ def _count_in(checkpoints: Sequence[Checkpoint], unit: Unit, what: str) -> str |
 def count_names(run: Run) -> Run:
     """Return a run without clocks whose checkpoints are counted, 1ba apart: an average of all alike needs no more."""
     counted = [
-        with_clock(checkpoint, Unit.BATCH, Fraction(number), "order of names")
+        with_clock(checkpoint, Unit.BATCH, Fraction(number), COUNTED)
         for number, checkpoint in enumerate(run.checkpoints, 1)
     ]
     if len(counted) == 1:

@@ -8,6 +8,8 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.law.time import Time
 
+COUNTED = "order of names"  # where a clock is from that nobody recorded: it counts the checkpoints
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -21,6 +23,12 @@ class Entry:
     clock: Time
     gap: Fraction
     weight: float
+
+    @property
+    def has_clock(self) -> bool:
+        """Return whether the clock says when the checkpoint was saved; else the checkpoints were only counted."""
+        clock = self.checkpoint.progress.clocks.get(self.clock.unit)
+        return clock is None or clock.source != COUNTED
 
 
 @dataclass(frozen=True, slots=True)

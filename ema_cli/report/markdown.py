@@ -18,9 +18,9 @@ from ema_cli.formats import weights_in
 from ema_cli.formats.mark import FOLDER_NAME, described_by
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.wording import recipe_details
-from ema_cli.manifest.manifest import recorded_age
+from ema_cli.manifest.manifest import recorded_age, shown_clock
 from ema_cli.manifest.sums import files_beside, sidecars
-from ema_cli.manifest.types import Manifest
+from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.storage.info import Kind
 from ema_cli.storage.location import location, missing_folder
 from ema_cli.text import plural, size
@@ -214,25 +214,26 @@ def _law_line(manifest: Manifest) -> str:
     else:
         what = f"{plural(entered, 'checkpoint')} averaged, {manifest['effective_checkpoints']:.1f} effective"
         age = recorded_age(manifest)
-        what += f", mean age {float(age.value):.4g}{age.unit}"
+        what += "" if age is None else f", mean age {float(age.value):.4g}{age.unit}"
     dtype = f", written as {recipe['dtype']}" if recipe["dtype"] else ""
     return f"{what}: {', '.join(recipe_details(Recipe.from_dict(recipe)))}{dtype}."
 
 
-def _weight_lines(inputs: Sequence[Mapping[str, object]]) -> list[str]:
+def _weight_lines(inputs: Sequence[InputRow]) -> list[str]:
     """Return a line for each input, with its weight as a bar; if there are too many, for the heaviest."""
     weights = [float(str(row["weight"])) for row in inputs]
     heaviest = sorted(range(len(inputs)), key=lambda number: -abs(weights[number]))[:_MOST_ROWS]
     chosen = sorted(heaviest)
     names = [_shortened(str(inputs[number]["name"])) for number in chosen]
-    clocks = [_shortened(str(inputs[number]["clock"])) for number in chosen]
+    clocks = [_shortened(shown_clock(inputs[number])) for number in chosen]
     wide, wider = max(map(len, names)), max(map(len, clocks))
     most = max(map(abs, weights)) or 1.0
     lines = []
     for number, name, clock in zip(chosen, names, clocks, strict=True):
         share = weights[number]
         bar = "\u2588" * round(max(share, 0.0) / most * _BAR_WIDTH)
-        lines.append(f"{name:<{wide}}  {clock:>{wider}}  {share:>8.2%}  {bar}".rstrip())
+        begin = f"{name:<{wide}}  {clock:>{wider}}" if wider else f"{name:<{wide}}"
+        lines.append(f"{begin}  {share:>8.2%}  {bar}".rstrip())
     if len(inputs) > len(chosen):
         rest = sum(weights) - sum(weights[number] for number in chosen)
         lines.append(f"and {len(inputs) - len(chosen):,} more, each lighter, with {rest:.2%} together")

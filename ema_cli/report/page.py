@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from ema_cli.law.recipe import law_from_dict
 from ema_cli.law.time import Time
-from ema_cli.manifest.manifest import recorded_age
+from ema_cli.manifest.manifest import recorded_age, shown_clock
 from ema_cli.manifest.types import InputRow, Manifest
 from ema_cli.report import charts
 from ema_cli.report.charts import Mark, Row, text
@@ -102,8 +102,9 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
         tiles.append(("off the profile asked for", f"{float(manifest['approximation']['relative_error']):.2%}"))
     else:
         tiles.append(("effective number", f"{float(manifest['effective_checkpoints']):.1f}"))
-        tiles.append(("mean age", text(_short(recorded_age(manifest)))))
-    times = _times(inputs)
+        age = recorded_age(manifest)
+        tiles += [("mean age", text(_short(age)))] if age is not None else []
+    times = _times(inputs) if shown_clock(inputs[-1]) else []
     spacing = measure_spacing([time.value for time in times])
     if spacing is not None:
         gaps = f", {plural(len(spacing.gaps), 'gap')}" if spacing.gaps else ""
@@ -125,8 +126,8 @@ def _of_total(total: int, some_of_them: int) -> str:
 
 def _weights(manifest: Manifest) -> str:
     inputs = manifest["inputs"]
-    times = _times(inputs)
-    if not times:
+    times = _times(inputs) if inputs and shown_clock(inputs[-1]) else []
+    if len(times) < 2:  # one stem says nothing
         return ""
     clocks = [float(time.value) for time in times]
     marks = [
@@ -139,7 +140,7 @@ def _weights(manifest: Manifest) -> str:
     mean = None
     if manifest["approximation"] is None and len(clocks) > 1:
         age = recorded_age(manifest)
-        mean = clocks[-1] - float(age.value), f"mean age {_short(age)}"
+        mean = None if age is None else (clocks[-1] - float(age.value), f"mean age {_short(age)}")
     shaded = [(float(older.value), float(newer.value)) for older, newer in gaps]
     drawn = {
         width: charts.weights_chart(marks, unit.plural, width, gaps=shaded, mean=mean) for width in (_WIDE, _NARROW)
@@ -182,7 +183,8 @@ def _distances(manifest: Manifest, distances: Distances | None) -> str:
         about.append(f"not there: {some(list(distances.missing))}")
     if distances.left_out:
         about.append(f"{plural(distances.left_out, 'tensor')} without comparable numbers left out")
-    parts = [f'{head}<p class="soft">{text("; ".join(about))}.</p>', _distance_chart(inputs, distances)]
+    parts = [f'{head}<p class="soft">{text("; ".join(about))}.</p>']
+    parts += [_distance_chart(inputs, distances)] if shown_clock(inputs[-1]) else []
     return "\n".join([*parts, _heat_map(inputs, distances), layers_table(inputs, distances), "</section>"])
 
 
@@ -274,7 +276,9 @@ def _times(inputs: Sequence[InputRow]) -> list[Time]:
 
 
 def _clock(checkpoint: InputRow) -> str:
-    return _short(Time.parse(checkpoint["clock"]), digits=7)
+    """Return the clock of a checkpoint for a chart; where it has none, its name."""
+    clock = shown_clock(checkpoint)
+    return _short(Time.parse(clock), digits=7) if clock else checkpoint["name"]
 
 
 def _short(time: Time, digits: int = 4) -> str:

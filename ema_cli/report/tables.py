@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ema_cli.comparing.distance import Distance
+from ema_cli.manifest.manifest import shown_clock
 from ema_cli.manifest.types import CandidateRow, InputRow, OutputRow, TensorRow, TuneRow
 from ema_cli.report.charts import text
 from ema_cli.report.distances import Distances
@@ -25,7 +26,10 @@ Column = tuple[str, str]  # title, and class: number, bar, wide (not on a teleph
 def layers_table(inputs: Sequence[InputRow], distances: Distances) -> str:
     """Return the table of distances of each layer from the first, the nearest and the last checkpoint, folded."""
     chosen = {"first": 0, "nearest": nearest(distances.total), "last": len(inputs) - 1}
-    columns = [("layer", ""), *((f"{word}, {inputs[at]['clock']}", "number") for word, at in chosen.items())]
+    columns = [
+        ("layer", ""),
+        *((f"{word}, {shown_clock(inputs[at]) or inputs[at]['name']}", "number") for word, at in chosen.items()),
+    ]
     rows = []
     for name, row in {"all layers": distances.total, **distances.layers}.items():
         cosine = row[-1].cosine
@@ -48,7 +52,7 @@ def checkpoints_table(inputs: Sequence[InputRow], distances: Distances | None) -
         entry = inputs[number]
         sign = ' class="minus"' if entry["weight"] < 0 else ""
         bar = f'<span{sign} style="width:{abs(entry["weight"]) / most * 100:.1f}%"></span>'
-        row = [text(entry["name"]), text(entry["clock"]), f"{entry['weight']:.2%}", bar]
+        row = [text(entry["name"]), text(shown_clock(entry) or "-"), f"{entry['weight']:.2%}", bar]
         row += [relative_distance(measured[number]) if number in measured else "-"] if distances else []
         fingerprint = str(entry["fingerprint"] or "not read")[:_FINGERPRINT_CHARS]
         rows.append([*row, text(size(entry["bytes"])), f"<code>{text(fingerprint)}</code>"])

@@ -93,13 +93,14 @@ def _table(plan: Plan) -> list[str]:
     """Return a table of the checkpoints that enter, oldest first; of many only the newest, and a row for the rest."""
     shown = plan.read[-_MOST_ROWS:]
     what = "average" if plan.approximation is not None else "checkpoint"
-    lines = [f"| {what} | clock | weight |", "|---|---|---:|"]
-    lines += [f"| {_name(entry.checkpoint.name)} | {entry.clock} | {entry.weight:.4g} |" for entry in shown]
+    rows = [(_name(entry.checkpoint.name), str(entry.clock), f"{entry.weight:.4g}") for entry in shown]
     if len(shown) < len(plan.read):
         rest = plan.read[: -len(shown)]
         weight = sum(entry.weight for entry in rest)
-        lines.append(f"| {len(rest)} older | up to {rest[-1].clock} | {weight:.4g} |")
-    return lines
+        rows.append((f"{len(rest)} older", f"up to {rest[-1].clock}", f"{weight:.4g}"))
+    if not shown[-1].has_clock:
+        return [f"| {what} | weight |", "|---|---:|", *(f"| {name} | {weight} |" for name, _, weight in rows)]
+    return [f"| {what} | clock | weight |", "|---|---|---:|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _name(name: str) -> str:

@@ -100,6 +100,36 @@ def test_one_clock_is_said_once(cli: Cli, tmp_path: Path):
     assert "same clock: G_20.pt, H_20.pt" in lines
 
 
+def test_a_clock_that_is_the_same_everywhere_is_no_column(cli: Cli, tmp_path: Path):
+    """An epoch that lasts as long as the training tells no checkpoint from another; a clock alone stays."""
+    for step in (100, 200):
+        torch.save({"model": {"w": torch.ones(2)}, "step": step, "epoch": 1}, tmp_path / f"s{step}.pt")
+    lines = cli("inspect", ".").out.splitlines()
+    assert lines[2].startswith("Every checkpoint: epoch 1, clock from file")
+    assert lines[4].split() == ["checkpoint", "batch"]
+    assert cli("inspect", ".", "--half-life", "1ep", "--half-life", "2ep").code == 0
+    for step in (100, 200):
+        torch.save({"model": {"w": torch.ones(2)}, "epoch": 1}, tmp_path / f"s{step}.pt")
+    assert "checkpoint  epoch" in cli("inspect", ".").out
+
+
+def test_checkpoints_that_are_only_counted_have_no_clock_anywhere(cli: Cli, tmp_path: Path):
+    """Plan, sentence, summary, card and page: 1ba, 2ba stood there, as if somebody had recorded that."""
+    (tmp_path / "run").mkdir()
+    for name in ("a", "b"):
+        torch.save({"w": torch.ones(2)}, tmp_path / f"run/{name}.pt")
+    words = ("average", "run", "--profile", "uniform", "-o", "x")
+    dry, done = cli(*words, "--dry-run"), cli(*words, "--summary", "summary.md")
+    assert "checkpoint  weight" in dry.out
+    assert cli("report", "x", "--against", "run", "-o", "x.html").code == 0
+    assert cli("verify", "x", "--against", "run").code == 0
+    texts = [(tmp_path / name).read_text() for name in ("summary.md", "x/README.md", "x.html")]
+    for text in (dry.out, dry.err, done.err, *texts):
+        assert "mean age" not in text
+        assert "2ba" not in text
+    assert "| checkpoint | weight |" in texts[1]
+
+
 def test_one_plan_has_its_warnings_in_full():
     """They say which half-life would do: no note says it again."""
     (warning,) = sentences.plan_warnings([sparse()])

@@ -34,7 +34,8 @@ def manifest(names: list[str], *, files: list[str] | None = None, warnings: list
         "tool": {"name": "ema-cli", "version": "0.1.0"},
         "recipe": {**LAWS, **RECIPE},
         "inputs": [
-            {"name": name, "clock": f"{number}ba", "weight": 1 / len(names)} for number, name in enumerate(names, 1)
+            {"name": name, "clock": f"{number}ba", "clocks": {}, "weight": 1 / len(names)}
+            for number, name in enumerate(names, 1)
         ],
         "outputs": [{"name": name, "bytes": 10, "sha256": "0" * 64} for name in files or ["model.safetensors"]],
         "effective_checkpoints": 5.1,
