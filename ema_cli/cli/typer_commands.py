@@ -6,6 +6,7 @@ that starts. Pages of help are drawn by `help_pages`, since typer's change from 
 
 from __future__ import annotations
 
+import re
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
@@ -75,8 +76,18 @@ class Command(TyperCommand):
         return list(map(_plain, super().get_params(ctx)))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Note which command it is, and split the words."""
-        ctx.ensure_object(Invocation).command = self.name
+        """Note which command it is, and split the words.
+
+        Raises:
+            UsageError: for an option with one dash too few, which typer reads by letters: `-force` as `-f -o rce`.
+        """
+        invocation = ctx.ensure_object(Invocation)
+        invocation.command = self.name
+        words = [] if ctx.resilient_parsing else args  # what is completed may be unfinished
+        for word in words[: words.index("--")] if "--" in words else words:
+            typed = word.partition("=")[0]
+            if re.match("-[^-].", typed) and any(f"-{typed}" in parameter.opts for parameter in self.get_params(ctx)):
+                raise UsageError(f"No such option: {typed}", hint=f"say -{typed}; {invocation.hint}")
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

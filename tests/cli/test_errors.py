@@ -126,6 +126,9 @@ def test_usage_errors(cli: Cli, run: Path, tmp_path: Path, arguments: list[str],
         ("--overwrite", "say --force"),
         ("--out-dir=x", "say --output"),
         ("--num-workers=4", "say --threads"),
+        ("-half-life=5ba", "say --half-life"),
+        ("-force", "say --force"),
+        ("-output", "say --output"),
     ],
 )
 def test_an_option_of_another_tool_is_answered_with_ours(cli: Cli, typed: str, hint: str):
