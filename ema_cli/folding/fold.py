@@ -1,21 +1,19 @@
 """Fold checkpoints into averages, block by block: read, multiply, add, round, write, forget.
 
-Here are the threads and the order only. `blocks` says what a block is, `block_task` what is done of it, `kernel` how
-the arithmetic goes, and a `Sink` takes the bytes. Memory is a few buffers for each thread, whatever the number and size
-of the checkpoints. Every byte is read once, however many averages are made of it; but a block in which something is
-not finite is read once more.
+Here are the threads only. `blocks` says what a block is, `stretches` hands them out, `block_task` says what is done of
+one, `kernel` how the arithmetic goes, and a `Sink` takes the bytes. Memory is a few buffers for each thread, whatever
+the number and size of the checkpoints. Every byte is read once, however many averages are made of it; but a block in
+which something is not finite is read once more.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import field
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from ema_cli.checkpoint import Checkpoint
@@ -31,6 +29,7 @@ from ema_cli.folding.non_finite import NonFinite
 from ema_cli.folding.reading import FoldReader, Stopped
 from ema_cli.folding.sample import Selection
 from ema_cli.folding.sink import Sink, write_block
+from ema_cli.folding.stretches import Stretches
 from ema_cli.storage.checksums import Checksums
 from ema_cli.system.memory import keep_freed
 from ema_cli.system.progress import ProgressCallback, no_progress
@@ -128,14 +127,14 @@ def fold(
     reader = FoldReader(checkpoints, checksums)
     ledgers = [NonFinite(checkpoints, allowed=allow_non_finite) for _ in averages]
     total = bytes_to_read(checkpoints, groups(), weights.bases)
+    tasks = (BlockTask(number, block, weights, sizes.rows) for number, block in enumerate(blocks))
     workers = _Workers(
-        tasks=(BlockTask(number, block, weights, sizes.rows) for number, block in enumerate(blocks)),
+        stretches=Stretches(tasks, sizes, len(checkpoints), total),
         sinks=[average.sink for average in averages],
         reader=reader,
         ledgers=ledgers,
         make_workspace=partial(kernel.workspace, sizes.workspace(len(averages), len(weights.bases))),
         sizes=sizes,
-        left=total,
         check=check,
     )
     workers.run(lambda: progress(reader.bytes_read, total))
@@ -146,21 +145,15 @@ def fold(
 class _Workers:
     """The threads of one fold. Each takes the next block again and again, until none is left or one of them fails."""
 
-    tasks: Iterator[BlockTask]
+    stretches: Stretches
     sinks: Sequence[Sink]
     reader: FoldReader
     ledgers: Sequence[NonFinite]
     make_workspace: Callable[[], Workspace]
     sizes: BufferSizes
-    left: int  # bytes to read of the tasks, about
     check: Callable[[], None] | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
     # One thread for all that takes several times the memory of a row, which malloc keeps for the thread.
     _settler: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "settle"))
-    _stopped: bool = False
-    _surplus: int = 0  # threads that are to end, as they bring nothing
-    _threads: int = 0  # that were started
-    _stretch: int = 0  # blocks of the one that was taken last
 
     def run(self, tick: Callable[[], None]) -> None:
         """Fold all blocks; call `tick` now and then."""
@@ -190,16 +183,16 @@ class _Workers:
                         may_grow = False
                     number += more
                 elif may_grow and self.sizes.waits and self.reader.pace.was_in_vain:
-                    self._surplus, may_grow = last, False  # what brings nothing costs the store, and is given up again
+                    self.stretches.end(last)  # what brings nothing costs the store, and is given up again
+                    may_grow = False
         except BaseException:
             for sink in self.sinks:
                 sink.give_up()
             raise
         finally:
             # However this ends (an error, Ctrl-C), the other workers stop at their next block.
-            self._stopped = True
-            self._settler.shutdown(wait=False, cancel_futures=True)
             self.reader.stop()
+            self._settler.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=self._have_ended(workers))
 
     def _have_ended(self, workers: set[Future[None]]) -> bool:
@@ -213,7 +206,7 @@ class _Workers:
         """Start so many workers, and add each to those that are waited for, also where the next cannot be started."""
         with thread_errors():
             for _ in range(number):
-                self._threads += 1
+                self.stretches.threads += 1
                 workers.add(pool.submit(self._work, self._ahead()))
 
     def _ahead(self) -> Ahead | None:
@@ -247,26 +240,7 @@ class _Workers:
 
     def _next_tasks(self) -> list[BlockTask]:
         """Return the next blocks for one thread; none where it is to end."""
-        with self._lock:
-            if self._stopped:
-                return []
-            if self._surplus:
-                self._surplus -= 1
-                return []
-            self._stretch = self._next_stretch()
-            tasks = list(islice(self.tasks, self._stretch))
-            self.left -= len(tasks) * self._block_bytes
-            return tasks
-
-    def _next_stretch(self) -> int:
-        """Return how many blocks to take: many are asked for in one request, but all threads are to have work."""
-        share = self.left // self._block_bytes // (2 * self._threads if self._threads > 1 else 1)
-        return max(self.sizes.stretch, min(2 * self._stretch, self.sizes.most_stretch, share))
-
-    @property
-    def _block_bytes(self) -> int:
-        """Return the bytes of all checkpoints of a full block."""
-        return (self.sizes.stored_bytes or self.sizes.row_bytes) * len(self.reader.checkpoints)
+        return [] if self.reader.is_stopped else self.stretches.take()
 
     def _settle(self, function: Callable[[], NonFiniteElements]) -> NonFiniteElements:
         """Return what the function returns, which reads again: from a store, it may wait for that for minutes.
@@ -277,6 +251,6 @@ class _Workers:
         with thread_errors():
             result = self._settler.submit(function)
         while not wait([result], _TICK_SECONDS).done:
-            if self._stopped:
+            if self.reader.is_stopped:
                 raise Stopped
         return result.result()
