@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.folding.block_task import BlockTask
 from ema_cli.folding.buffers import Arrival, arrival
-from ema_cli.folding.direct import spans_in
-from ema_cli.folding.feed import Feed, Part
+from ema_cli.folding.feed import Feed, FileRange
 from ema_cli.folding.kernel import BlockSums
 from ema_cli.folding.reading import FoldReader, Stopped
+from ema_cli.folding.spans import spans_in
 from ema_cli.storage.store.object_file import ObjectFile
 
 Taken = dict[int, list[memoryview]]
@@ -174,13 +174,13 @@ class Ahead:
         self._has_ended = not stretch
         rows = [_places(checkpoint, number, stretch) for number, checkpoint in enumerate(self._reader.checkpoints)]
         for feed, row in zip(self._feeds, rows, strict=True):
-            feed.extend(part for parts in row for part in parts)
+            feed.extend(each for ranges in row for each in ranges)
         self._tasks.extend(zip(stretch, (bytes(map(bool, each)) for each in zip(*rows, strict=True)), strict=True))
 
 
-def _places(checkpoint: Checkpoint, number: int, tasks: Sequence[BlockTask]) -> list[list[Part]]:
+def _places(checkpoint: Checkpoint, number: int, tasks: Sequence[BlockTask]) -> list[list[FileRange]]:
     """Return where each block lies in a checkpoint: nothing where it is not read of it, or not all in objects."""
-    found: list[list[Part]] = []
+    found: list[list[FileRange]] = []
     for task in tasks:
         spans = None
         if task.block.averaged or number in task.weights.bases:

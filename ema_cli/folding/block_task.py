@@ -16,8 +16,8 @@ from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
 from ema_cli.errors import CheckpointError
 from ema_cli.folding.blocks import Block, Piece
-from ema_cli.folding.direct import Span, name_tensor, read_and_add, spans_in
 from ema_cli.folding.kernel import BlockSums, NonFiniteElements, SumSpec, WeightTable, Workspace
+from ema_cli.folding.spans import Span, name_tensor, read_and_add, spans_in
 from ema_cli.storage.local_file import LocalFile
 from ema_cli.storage.ranges import join_ranges, read_ranges
 

@@ -11,7 +11,7 @@ from ema_cli.storage.ranges import NARROW_BYTES
 from ema_cli.storage.store.object_file import ObjectFile
 from ema_cli.storage.store.object_pieces import Pieces
 
-Part = tuple[ObjectFile, int, int]
+FileRange = tuple[ObjectFile, int, int]
 """Bytes of a file: the first, and the one behind the last."""
 
 _SOON_BYTES = 8 << 20  # before the end of a request the next one is made: a store takes a while to answer
@@ -21,13 +21,13 @@ _SOON_BYTES = 8 << 20  # before the end of a request the next one is made: a sto
 class _Request:
     """A request that was made.
 
-    parts: what it brings.
+    ranges: what it brings.
     pieces: receives it.
     first: returns the first piece, which may have come meanwhile.
     left: bytes that it still brings.
     """
 
-    parts: list[Part]
+    ranges: list[FileRange]
     pieces: Pieces
     first: Callable[[], memoryview]
     left: int
@@ -40,7 +40,7 @@ class Feed:
     """
 
     def __init__(self, reader: FoldReader, ask_for_more: Callable[[], None]) -> None:
-        self._requests: deque[list[Part]] = deque()
+        self._requests: deque[list[FileRange]] = deque()
         self.held = 0
         self._reader = reader
         self._ask_for_more = ask_for_more
@@ -48,9 +48,9 @@ class Feed:
         self._current: _Request | None = None
         self._next: _Request | None = None
 
-    def extend(self, parts: Iterable[Part]) -> None:
+    def extend(self, ranges: Iterable[FileRange]) -> None:
         """Add what is to come after all that was to come so far."""
-        self._requests.extend(_near(parts))
+        self._requests.extend(_near(ranges))
 
     def begin(self) -> None:
         """Make the next request, unless it is made, or the last one has long to go."""
@@ -59,9 +59,9 @@ class Feed:
         if not self._requests:
             self._ask_for_more()
         if self._requests:
-            parts = self._requests.popleft()
-            pieces, size = _pieces(parts), sum(end - begin for _, begin, end in parts)
-            self._next = _Request(parts, pieces, self._reader.begin(pieces.receive), size)
+            ranges = self._requests.popleft()
+            pieces, size = _pieces(ranges), sum(end - begin for _, begin, end in ranges)
+            self._next = _Request(ranges, pieces, self._reader.begin(pieces.receive), size)
 
     def receive(self, size: int) -> None:
         """Receive the next piece, of `size` bytes where that can be had, in the thread that calls."""
@@ -107,8 +107,8 @@ class Feed:
         assert self._current is not None, "there is a descriptor"
         self._current.pieces.close()
         if self._next is not None:
-            self._requests.appendleft(self._next.parts)
-        [(file, _, end)] = self._current.parts
+            self._requests.appendleft(self._next.ranges)
+        [(file, _, end)] = self._current.ranges
         if self._left > size:
             self._requests.appendleft([(file, end - self._left + size, end)])
         self._current = self._next = None
@@ -118,13 +118,13 @@ class Feed:
         return 0 if self._current is None else self._current.left
 
 
-def _near(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Yield the parts in lists, each of those that come with one request: in one file, in order, with narrow gaps.
+def _near(ranges: Iterable[FileRange]) -> Iterator[list[FileRange]]:
+    """Yield the ranges in lists, each of those that come with one request: in one file, in order, with narrow gaps.
 
     Those that follow without a gap are one part.
     """
-    near: list[Part] = []
-    for file, begin, end in parts:
+    near: list[FileRange] = []
+    for file, begin, end in ranges:
         if near and (file is not near[-1][0] or not 0 <= begin - near[-1][2] <= NARROW_BYTES):
             yield near
             near = []
@@ -135,13 +135,13 @@ def _near(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield near
 
 
-def _pieces(near: Sequence[Part]) -> Pieces:
-    """Return the bytes of parts that come with one request, in pieces, without what lies between them."""
+def _pieces(near: Sequence[FileRange]) -> Pieces:
+    """Return the bytes of ranges that come with one request, in pieces, without what lies between them."""
     file, begin, end = near[0]
     return file.pieces(begin, end) if len(near) == 1 else Pieces(_without_gaps(near))
 
 
-def _without_gaps(near: Sequence[Part]) -> Iterator[memoryview]:
+def _without_gaps(near: Sequence[FileRange]) -> Iterator[memoryview]:
     wanted, at = deque(near), near[0][1]
     pieces = near[0][0].pieces(at, near[-1][2])
     while wanted:

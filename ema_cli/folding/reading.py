@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.folding.block_task import BlockTask, CheckpointReader, SumsLost
-from ema_cli.folding.direct import read_and_add
 from ema_cli.folding.kernel import BlockSums, Spans, copy_together
 from ema_cli.folding.pace import Pace
+from ema_cli.folding.spans import read_and_add
 from ema_cli.storage.checksums import Checksums
 
 Read = TypeVar("Read")

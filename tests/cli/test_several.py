@@ -18,8 +18,8 @@ from ema_cli import averaging, preparing
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.folding import reading
-from ema_cli.folding.direct import Span
 from ema_cli.folding.kernel import BlockSums, ReadEnd
+from ema_cli.folding.spans import Span
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time
 from ema_cli.planning.plan import Plan, make_plan

@@ -16,10 +16,10 @@ from ema_cli.errors import CheckpointError
 from ema_cli.folding import reading
 from ema_cli.folding.blocks import Group, Piece
 from ema_cli.folding.buffers import BufferSizes
-from ema_cli.folding.direct import spans_in
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.kernel.numpy_kernel import NUMPY
 from ema_cli.folding.reading import FoldReader
+from ema_cli.folding.spans import spans_in
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.storage.local_file import LocalFile
@@ -120,7 +120,7 @@ def test_blocks_of_too_many_files_are_read_in_python(tmp_path: Path, calls: list
     checkpoints = run(tmp_path, 5)
     expected, done = fold(checkpoints, [0.2] * 5, sizes=SIZES)
     monkeypatch.setattr("ema_cli.storage.local_file._MAX_OPEN", 4)
-    monkeypatch.setattr("ema_cli.folding.direct.Spans", None)  # nothing comes so far
+    monkeypatch.setattr("ema_cli.folding.spans.Spans", None)  # nothing comes so far
     calls.clear()
     found, again = fold(checkpoints, [0.2] * 5, sizes=SIZES)
     assert calls

@@ -1,4 +1,4 @@
-"""Read blocks that lie in open local files and add them without the interpreter, where the kernel can."""
+"""Where the bytes of blocks lie in open files; what lies in local ones the kernel reads and adds, if it can."""
 
 from __future__ import annotations
 
