@@ -138,6 +138,9 @@ def _misunderstood(problem: typer.TyperException, invocation: Invocation) -> Usa
         known = known_elsewhere(typed, options, invocation.hint)
         if known is not None:
             return known
+        near = getattr(problem, "possibilities", None)  # of the message they are a part in parentheses
+        if near:
+            return UsageError(f"No such option: {typed}", hint=f"did you mean {' or '.join(near)}? {invocation.hint}")
     return UsageError(without_secrets(problem.format_message()), hint=invocation.hint)
 
 

@@ -138,6 +138,14 @@ def test_an_option_of_another_tool_is_answered_with_ours(cli: Cli, typed: str, h
     assert done.err == f"error: No such option: {typed.partition('=')[0]}\nhint:  {hint}; see ema-cli average --help\n"
 
 
+def test_an_option_that_is_nearly_one_is_answered_with_it(cli: Cli):
+    """In a hint, as all that is to be done; an option that is like none has only the page of help."""
+    done = cli("verify", "x", "--agains", "y")
+    hint = "did you mean --against? see ema-cli verify --help"
+    assert done.err == f"error: No such option: --agains\nhint:  {hint}\n"
+    assert cli("verify", "x", "--zzz").err == "error: No such option: --zzz\nhint:  see ema-cli verify --help\n"
+
+
 def test_the_words_of_other_tools_lead_to_options_that_there_are():
     """Each word of the table is answered by some command that has no such option itself."""
     commands = [set(options_of(name)) for name in COMMANDS]
