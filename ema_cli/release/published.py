@@ -171,7 +171,7 @@ def read_output(output: Path) -> Manifest:
     """Return the manifest of the average at `output`.
 
     Raises:
-        UsageError: if nothing exists there, or the folder holds several averages.
+        UsageError: if nothing exists there, or the folder holds averages.
         CheckpointError: if it has no manifest, or one that cannot be read.
     """
     check_exists(output)
@@ -181,7 +181,10 @@ def read_output(output: Path) -> Manifest:
         return read_manifest(path)
     inside = [published for published in _averages_inside(output) if published.vouched] if info.is_folder else []
     if inside:
-        raise UsageError("holds several averages", subject=output, hint=f"name one of them: {inside[0].path}")
+        fact = "holds several averages" if len(inside) > 1 else "is no average, and holds one"
+        raise UsageError(
+            fact, subject=output, hint=f"name {'one of them' if len(inside) > 1 else 'it'}: {inside[0].path}"
+        )
     if (raw := describe_raw(output)) is not None:
         raise CheckpointError(raw[0], subject=output, hint=raw[1])
     raise CheckpointError(

@@ -204,6 +204,8 @@ def test_a_report_of_no_average_is_an_error_that_says_what_to_do(cli: Cli, run: 
     done = cli("report", "sweep")
     assert (done.code, "holds several averages" in done.err) == (2, True)
     assert "sweep/ema-" in done.err
+    assert cli("average", "ckpts", "--half-life", "50ba", "-o", "ckpts/one").code == 0
+    assert cli("report", "ckpts").err == "error: ckpts: is no average, and holds one\nhint:  name it: ckpts/one\n"
 
 
 def test_a_single_file_has_its_manifest_beside_it(cli: Cli, tmp_path: Path):
