@@ -97,7 +97,7 @@ def average(
     check_path_kinds(sign=sign)
     options = OutputOptions.parse(**form)
     target = target if isinstance(target, Target) else parse_target(target, like_input=options.like_input)
-    job = prepare(plans, target, options, force=force, manifest=manifest)
+    job = prepare(plans, target, options, force=force, manifest=manifest, goes_on=executor is not None)
     signer = None
     if sign is not None:
         from ema_cli.manifest.signing import open_signer

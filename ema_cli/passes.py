@@ -15,6 +15,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.segments import SEGMENT_BYTES
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
+from ema_cli.text import size
 from ema_cli.writing.files import most_open_files
 from ema_cli.writing.open_files import goes_past_cache
 
@@ -103,7 +104,7 @@ def _budget(job: Job, max_memory: int | None) -> int:
     if budget < least:
         needed = -(-(taken + least) // 10**6)
         raise UsageError(
-            f"{max_memory / 1e6:.4g} MB are too few; this average needs {needed} MB",
+            f"{size(max_memory)} are too few; this average needs {needed} MB",
             option="max_memory",
             hint=option("max_memory", f"{needed}MB") + _smaller_shards(job, budget - least),
         )

@@ -32,6 +32,7 @@ def prepare(
     force: bool,
     manifest: bool = True,
     may_be_made: bool = False,
+    goes_on: bool = False,
 ) -> Job:
     """Check everything that headers can tell, and return what there is to do.
 
@@ -42,6 +43,7 @@ def prepare(
         force: replace an output that is there.
         manifest: write a manifest and sums, too.
         may_be_made: whether another part of the same average may have published it; `perform` looks, then.
+        goes_on: whether several make it, who go on with what is made already: that needs no room once more.
 
     Raises:
         UsageError, CheckpointError, RunError, OutputError: as `averaging.average`.
@@ -63,14 +65,24 @@ def prepare(
     if not may_be_made:
         _check_target(job)
     location(job.target.path.absolute().parent).check_writable()
-    free = job.bytes_free
-    if job.bytes_on_disk > free:
-        raise OutputError(
-            f"needs {job.bytes_on_disk} bytes, but {free} are free",
-            subject=job.target.path,
-            hint=_ROOM_FOR_STORE if isinstance(job.target.path, StorePath) else f"make room, or {WRITE_ELSEWHERE}",
-        )
+    _check_room(job, may_be_made=may_be_made, goes_on=goes_on)
     return job
+
+
+def _check_room(job: Job, *, may_be_made: bool, goes_on: bool) -> None:
+    free, is_stored = job.bytes_free, isinstance(job.target.path, StorePath)
+    if job.bytes_on_disk <= free or (may_be_made and location(job.target.path).info().exists):
+        return
+    if goes_on and not is_stored:
+        from ema_cli.storage.staging.shared import bytes_made_beside  # which only those need who share the work
+
+        if job.bytes_on_disk <= free + bytes_made_beside(job.target.path):
+            return
+    raise OutputError(
+        f"needs {job.bytes_on_disk} bytes, but {free} are free",
+        subject=job.target.path,
+        hint=_ROOM_FOR_STORE if is_stored else f"make room, or {WRITE_ELSEWHERE}",
+    )
 
 
 def _check_target(job: Job) -> None:

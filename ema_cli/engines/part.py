@@ -11,6 +11,7 @@ from ema_cli.errors import UsageError, option
 
 _NUMBERS = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 _HINT = "as 0/8 to 7/8; auto takes both numbers from Slurm, mpirun, torchrun or Kubernetes"
+_MOST_PARTS = 999_999
 # Who starts processes says in the environment which of how many a process is. What lies inside comes first: mpirun, or
 # torchrun, may run in a job of Slurm's.
 _LAUNCHERS = (
@@ -46,20 +47,7 @@ class Part:
         numbers = _NUMBERS.fullmatch(text)
         if numbers is None:
             raise UsageError(f"'{text}' is no part", option="part", hint=_HINT)
-        return cls.of(int(numbers[1]), int(numbers[2]))
-
-    @classmethod
-    def of(cls, number: int, count: int) -> Part:
-        """Return the part.
-
-        Raises:
-            UsageError: where there is no such part.
-        """
-        if not 0 <= number < count:
-            raise UsageError(
-                f"there is no part {number} of {count}: they are counted from 0", option="part", hint=_HINT
-            )
-        return cls(number, count)
+        return _checked(int(numbers[1]), int(numbers[2]))
 
 
 def _launched(environment: Mapping[str, str]) -> Part:
@@ -69,13 +57,21 @@ def _launched(environment: Mapping[str, str]) -> Part:
         if number in environment and count in environment:
             if environment[count] == "1" and is_array:
                 break
-            return Part.of(_number(environment, number), _number(environment, count))
+            said = f", as {number} and {count} say"
+            return _checked(_number(environment, number), _number(environment, count), said)
         if number in environment:
             halves.append((number, count))
     if is_array:  # whose jobs may have no SLURM_NTASKS
         index, first, of = (_number(environment, name) for name in _ARRAY)
         step = _number(environment, _STEP) if _STEP in environment else 1
-        return Part.of((index - first) // max(step, 1), of)
+        at, rest = divmod(index - first, max(step, 1))
+        if rest or not 0 <= at < of:  # as of a list of numbers, which may have gaps
+            raise UsageError(
+                f"{_ARRAY[0]} is {index}, which is none of {of} numbers from {first} in steps of {step}",
+                option="part",
+                hint="number the jobs without gaps, as sbatch --array=0-7",
+            )
+        return _checked(at, of, f", as {_ARRAY[2]} says")
     for number, count in halves:
         raise UsageError(
             f"{number} says which part this is, but not {count} of how many",
@@ -84,6 +80,21 @@ def _launched(environment: Mapping[str, str]) -> Part:
         )
     names = ", ".join(number for number, _ in _LAUNCHERS)
     raise UsageError(f"nothing in the environment says which part this is: none of {names}", option="part", hint=_HINT)
+
+
+def _checked(number: int, count: int, said: str = "") -> Part:
+    """Return the part; `said` is who says so, for messages.
+
+    Raises:
+        UsageError: where there is no such part.
+    """
+    if count > _MOST_PARTS:
+        raise UsageError(f"{count} parts are too many{said}: {_MOST_PARTS} at most", option="part", hint=_HINT)
+    if not 0 <= number < count:
+        raise UsageError(
+            f"there is no part {number} of {count}{said}: they are counted from 0", option="part", hint=_HINT
+        )
+    return Part(number, count)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

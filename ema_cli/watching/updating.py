@@ -16,6 +16,7 @@ from ema_cli.runs.run import Run
 from ema_cli.runs.tensor_rules import copied_names
 from ema_cli.system.memory import peak_bytes
 from ema_cli.system.processors import default_threads
+from ema_cli.text import size
 from ema_cli.watching.asked import Asked
 from ema_cli.watching.form import describe
 from ema_cli.watching.journal import Journal
@@ -101,7 +102,7 @@ def sizes_for(asked: Asked, made: Update) -> BufferSizes:
         if budget < least:
             needed = -(-(taken + least) // 10**6)
             raise UsageError(
-                f"{asked.max_memory / 1e6:.4g} MB are too few; these averages need {needed} MB",
+                f"{size(asked.max_memory)} are too few; these averages need {needed} MB",
                 option="max_memory",
                 hint=option("max_memory", f"{needed}MB"),
             )

@@ -15,6 +15,7 @@ _COMMANDS, _STORES, _SPREAD = (f"tests/engines/test_{name}.py" for name in ("com
 _WORKER, _OPENING, _OTHER = (f"tests/engines/test_{name}.py" for name in ("worker", "opening", "other_engines"))
 _TAKEN, _DIGEST, _VERIFY = (f"tests/engines/test_{name}.py" for name in ("taken_over", "digest", "verify"))
 _STAGING, _CLAIMS = "tests/storage/staging/test_shared.py", "tests/storage/staging/test_in_store.py"
+_PART = "tests/engines/test_part.py"
 _BEGUN = "tests/engines/test_begun_parts.py"
 _BLOCKS, _SCALE = "tests/docs/test_blocks.py::test_a_page_s_commands_print_what_it_shows", "tests/test_scale.py"
 _EQUAL = [
@@ -22,7 +23,7 @@ _EQUAL = [
     f"{_BYTES}::test_several_half_lives",
     f"{_PARTS}::test_parts_in_any_order",
 ]
-_LAUNCHED = [f"{_COMMANDS}::test_parts_that_a_launcher_starts_at_once", f"{_PARTS}::test_auto_takes_what_launchers_say"]
+_LAUNCHED = [f"{_COMMANDS}::test_parts_that_a_launcher_starts_at_once", f"{_PART}::test_auto_takes_what_launchers_say"]
 _OUTSIDE: list[str] = []  # of what others do
 
 # The beginning of a sentence, or of a row of a table -> its tests.
@@ -51,7 +52,7 @@ KNOWN = {
     "A worker does one task at a time": _OUTSIDE,
     "--max-memory holds": ["tests/engines/test_memory.py::test_what_a_worker_takes"],
     "--json tells": [f"{_COMMANDS}::test_a_series_by_workers"],
-    "Parts are counted from 0": [f"{_PARTS}::test_what_is_no_part"],
+    "Parts are counted from 0": [f"{_PART}::test_what_is_no_part"],
     "Each makes its share": [f"{_PARTS}::test_tasks_are_shared_out_by_their_size"],
     "Whoever finds that all are there": [
         f"{_PARTS}::test_only_one_publishes",
@@ -74,7 +75,7 @@ KNOWN = {
     "mpirun of Open MPI": [_LAUNCHED[1], f"{_OTHER}::test_parts_that_mpi_starts"],
     "mpiexec of MPICH": [_LAUNCHED[1], f"{_OTHER}::test_parts_that_mpi_starts"],
     "torchrun": _LAUNCHED,
-    "an Indexed Job of Kubernetes": [*_LAUNCHED, f"{_PARTS}::test_what_is_no_part"],
+    "an Indexed Job of Kubernetes": [*_LAUNCHED, f"{_PART}::test_what_is_no_part"],
     "What lies inside counts first": [_LAUNCHED[1]],
     "A task makes a range": [f"{_BYTES}::test_each_form_of_output"],
     "It opens its inputs itself": [

@@ -16,10 +16,11 @@ from ema_cli.engines.engine import Engine
 from ema_cli.engines.part import Part
 from ema_cli.engines.parts import share_of
 from ema_cli.engines.tasks import Step, Task
-from ema_cli.errors import CheckpointError, OutputError, UsageError
+from ema_cli.errors import CheckpointError, OutputError
 from ema_cli.planning.plan import Plan
 from ema_cli.preparing import prepare
-from ema_cli.result import Result
+from ema_cli.result import PartDone, Result
+from ema_cli.storage import local_place
 from ema_cli.storage.lease import Lease
 from ema_cli.storage.staging import shared as shared_staging
 from ema_cli.writing.target import parse_target
@@ -111,6 +112,26 @@ def test_a_damaged_record_of_a_task_is_not_believed(tmp_path: Path, damage: Call
         assert record.read_text() != before
     make(made, tmp_path / "x", Part(1, 2))
     assert files_below(tmp_path / "x") == files_below(tmp_path / "alone")
+
+
+def test_room_for_what_is_made_already_is_not_wanted_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the parts that come later, and by an engine that goes on; one process by itself goes on with nothing."""
+    made = plans(RUNS["one file"](tmp_path / "one file"), "200ba")
+    target = parse_target(tmp_path / "x.safetensors")
+    make(made, target.path, Part(0, 2))
+    needed = prepare(made, target, force=False).bytes_on_disk
+    monkeypatch.setattr(local_place.LocalPlace, "free_bytes", lambda place: needed - 1)
+    with pytest.raises(OutputError, match=f"needs {needed} bytes, but {needed - 1} are free"):
+        prepare(made, target, force=False)
+    prepare(made, target, force=False, goes_on=True)
+    with pytest.raises(OutputError, match="are free"):
+        prepare(made, parse_target(tmp_path / "y.safetensors"), force=False, goes_on=True)
+    part = Part(1, 2)
+    assert perform(prepare(made, target, force=False, may_be_made=True, goes_on=True), by=part).part == PartDone(
+        part, published=True, waiting=0
+    )
+    late = perform(prepare(made, target, force=False, may_be_made=True, goes_on=True), by=part)
+    assert late.bytes_read == 0, "all is published"
 
 
 def test_a_folder_that_somebody_else_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -265,56 +286,6 @@ def test_tasks_are_shared_out_by_their_size():
     assert sorted(task.number for part in parts for task in part) == list(range(100))
     loads = [sum(task.nbytes for task in part) for part in parts]
     assert max(loads) - min(loads) <= 107
-
-
-@pytest.mark.parametrize(
-    ("environment", "part"),
-    [
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, "3/8"),
-        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, "1/2"),
-        ({"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "6", "SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, "5/6"),
-        ({"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": "4"}, "2/4"),
-        (
-            {
-                "SLURM_PROCID": "0", "SLURM_NTASKS": "1",
-                "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "4",
-            },
-            "3/4",
-        ),
-        (
-            {
-                "SLURM_PROCID": "0", "SLURM_ARRAY_TASK_STEP": "2",
-                "SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "4",
-            },
-            "2/4",
-        ),
-        ({"PMIX_RANK": "3", "SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, "3/8"),
-        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, "3/4"),
-    ],
-)  # fmt: skip
-def test_auto_takes_what_launchers_say(environment: dict[str, str], part: str):
-    """Slurm, torchrun and mpirun, also where these run in a job of Slurm's; Kubernetes; an array of Slurm's.
-
-    A job of an array has no number of tasks unless its script asks for one; Slurm's PMIx says the rank alone.
-    """
-    assert str(Part.parse("auto", environment)) == part
-
-
-@pytest.mark.parametrize(
-    ("text", "environment", "said"),
-    [
-        ("auto", {}, "nothing in the environment"),
-        ("auto", {"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETIONS"),
-        ("auto", {"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x'"),
-        ("8/8", {}, "no part 8 of 8"),
-        ("0/0", {}, "no part 0 of 0"),
-        ("1", {}, "'1' is no part"),
-    ],
-)
-def test_what_is_no_part(text: str, environment: dict[str, str], said: str):
-    """An error that says what is missing."""
-    with pytest.raises(UsageError, match=said):
-        Part.parse(text, environment)
 
 
 def test_the_command_line(tmp_path: Path, cli: Cli):

@@ -84,6 +84,7 @@ class AverageRequest:
         signer: signs them; None where nobody does.
         by: opens the engine that does it, or yields the part that this process does; nothing where it does all.
         is_part: whether it is a part.
+        goes_on: whether it goes on with what others, or an earlier run, have made: those of an engine, and parts.
         threads: how many; None for the default.
         max_memory: of the whole process, in bytes; None for the default.
     """
@@ -103,6 +104,7 @@ class AverageRequest:
     signer: Signer | None
     by: AbstractContextManager[Engine | Part | None] = field(default_factory=nullcontext)
     is_part: bool = False
+    goes_on: bool = False
 
     @classmethod
     def resolve(cls, options: AverageOptions) -> AverageRequest:
@@ -151,6 +153,7 @@ class AverageRequest:
             _signer(options.sign),
             _by(options),
             options.part is not None,
+            options.part is not None or options.on is not None,
         )
 
 
@@ -185,6 +188,7 @@ def average(request: AverageRequest, printer: Printer) -> None:
         force=request.force,
         manifest=request.manifest,
         may_be_made=request.is_part,
+        goes_on=request.goes_on,
     )
     passes = plan_passes(job, request.threads, request.max_memory)
     printer.check_summary(job)

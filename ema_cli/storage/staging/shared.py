@@ -14,6 +14,8 @@ from ema_cli.storage.lease import LEASE_SECONDS, Lease
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS, Staging, discard, put_back
 
+_BLOCK_BYTES = 512  # in which a system counts what a file takes
+
 
 class SharedStaging(Staging):
     """A staging folder whose name others know.
@@ -105,6 +107,17 @@ class SharedStaging(Staging):
     def is_there(self) -> bool:
         """Return whether the folder still is there: who publishes removes it."""
         return self.tasks.is_dir()
+
+
+def bytes_made_beside(target: Path) -> int:
+    """Return how much room on the disk that takes which several have made of a target so far."""
+    total = 0
+    for folder in target.absolute().parent.glob(f"{SHARED_PREFIX}*"):
+        made = folder / target.name
+        for path in (made, *made.rglob("*")):
+            with suppress(OSError):  # it is not there, or was just published
+                total += path.lstat().st_blocks * _BLOCK_BYTES
+    return total
 
 
 def owner_of_files_in(folder: Path) -> int:
