@@ -13,7 +13,7 @@ from ema_cli.engines.tasks import Task
 from ema_cli.storage.begun_parts import record_name
 from ema_cli.storage.lease import this_machine
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.output_stream import output_errors
+from ema_cli.storage.small_file import write_small_file
 
 BlockSum = tuple[int, bool, int, str]
 """Checkpoint, whether it is of its copied bytes, block, sha256."""
@@ -51,23 +51,14 @@ class Done:
     memory_of: str = ""
 
 
-def write_done(folder: Path, done: Done, token: str) -> None:
-    """Keep what became of a task; `token` tells this try from others.
+def write_done(folder: Path, done: Done) -> None:
+    """Keep what became of a task.
 
     Raises:
         OutputError: where it cannot be written.
     """
-    path, text = _path(folder, done.number), json.dumps(asdict(done))
-    text = f"{_sum_of(text)}\n{text}"
-    if isinstance(path, StorePath):
-        from ema_cli.storage.staging.shared_in_store import put_text  # which only those need who write to a store
-
-        put_text(path, text)
-        return
-    fresh = path.with_name(f"{path.name}-{token}")
-    with output_errors(path):
-        fresh.write_text(text)
-        fresh.replace(path)
+    text = json.dumps(asdict(done))
+    write_small_file(_path(folder, done.number), f"{_sum_of(text)}\n{text}")
 
 
 def read_done(folder: Path, task: Task, digest: str) -> Done | None:
@@ -94,7 +85,7 @@ def _sum_of(text: str) -> str:
 
 def _read(path: Path) -> str:
     if isinstance(path, StorePath):
-        from ema_cli.storage.staging.shared_in_store import read_text
+        from ema_cli.storage.store.contents import read_text  # which only those need who write to a store
 
         return read_text(path) or ""
     return path.read_text()

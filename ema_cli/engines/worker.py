@@ -94,20 +94,20 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
     done = read_done(work.tasks, task, work.digest)
     if done is not None and is_there(work, task, done.sums):
         return replace(done, seconds=0.0, bytes_read=0, worker=worker)
-    token, began = os.urandom(4).hex(), time.monotonic()
+    began = time.monotonic()
     outputs = [with_functions(work, output, number) for number, output in enumerate(task.select(work.outputs))]
     folded: Folded | None = None
     blocks: BlockSums | None = None
     with _telling(work.tasks / f"{task.number:05}{AT_SUFFIX}", told) as progress:
         if task.step is Step.WHOLE:
-            with _own_folder(work.tasks, f"{task.number:05}-{token}") as folder:
+            with _own_folder(work.tasks, f"{task.number:05}-{os.urandom(4).hex()}") as folder:
                 folded, blocks, sums = _make_whole(work, outputs, folder, check, progress)
         elif task.step is Step.STRETCH:
             folded, blocks, sums = _make_stretch(work, task, outputs, check, progress)
         else:
             sums = [_finish(work, output, number) for number, output in enumerate(outputs)]
     done = done_of(work, task, worker, began, folded, blocks, sums)
-    write_done(work.tasks, done, token)
+    write_done(work.tasks, done)
     return done
 
 
@@ -143,7 +143,7 @@ def _check_of(work: Work) -> Callable[[], None] | None:
         return None
     path, owner, seconds = work.lease
     if isinstance(path, StorePath):
-        from ema_cli.storage.staging.shared_in_store import ClaimWatch  # which only those need who write to a store
+        from ema_cli.storage.store.claim_watch import ClaimWatch  # which only those need who write to a store
 
         claim = ClaimWatch(path, seconds=seconds)
         return lambda: claim.check(owner)
@@ -194,7 +194,7 @@ def _own_folder(tasks: Path, name: str) -> Iterator[Path]:
 def _put(file: Path, place: Path) -> None:
     """Bring a file to where it belongs."""
     if isinstance(place, StorePath):
-        from ema_cli.storage.staging.shared_in_store import put_file
+        from ema_cli.storage.store.contents import put_file
 
         put_file(place, file)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,8 +13,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, option
 from ema_cli.storage.location import location
 from ema_cli.storage.names import HUB, WEB, StorePath
-from ema_cli.storage.output_stream import output_errors
-from ema_cli.storage.small_file import read_small_file
+from ema_cli.storage.small_file import read_small_file, write_small_file
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
 from ema_cli.text import plural, some
 
@@ -48,16 +46,7 @@ class BegunPart:
             OutputError: where that is refused.
         """
         path = folder / f"part-{self.number}-of-{self.count}.json"
-        text = json.dumps({"target": self.target, "tasks": self.tasks, "alike": self.alike})
-        if isinstance(path, StorePath):
-            from ema_cli.storage.staging.shared_in_store import put_text  # which only those need who write to a store
-
-            put_text(path, text)
-            return
-        fresh = path.with_name(f"{path.name}-{os.urandom(4).hex()}")
-        with output_errors(path):
-            fresh.write_text(text)
-            fresh.replace(path)
+        write_small_file(path, json.dumps({"target": self.target, "tasks": self.tasks, "alike": self.alike}))
 
 
 @dataclass(frozen=True, slots=True)

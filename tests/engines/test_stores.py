@@ -28,7 +28,7 @@ from ema_cli.preparing import prepare
 from ema_cli.runs.run import open_run
 from ema_cli.storage.names import AnonymousPath, StorePath
 from ema_cli.storage.staging import shared_in_store
-from ema_cli.storage.store import clients, listing
+from ema_cli.storage.store import clients, contents, listing
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.engines.lost import Wrapped
@@ -177,7 +177,7 @@ def test_a_store_that_refuses_what_a_part_puts(tmp_path: Path, bucket: StorePath
         seen.extend(file.relative_to(tmp_path / "tmp").parts[:1])
         raise OutputError("is refused", subject=path)
 
-    monkeypatch.setattr(shared_in_store, "put_file", refuse)
+    monkeypatch.setattr(contents, "put_file", refuse)
     with pytest.raises(OutputError, match="is refused"):
         perform(prepared(made, bucket / "out", 600), by=Part(0, 2), threads=2)
     assert re.fullmatch(r"\.ema-cli-[0-9a-f]{16}", seen[0])

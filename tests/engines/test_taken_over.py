@@ -17,8 +17,7 @@ from ema_cli.engines.tasks import Task
 from ema_cli.preparing import prepare
 from ema_cli.storage.lease import Held
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.staging import shared_in_store
-from ema_cli.storage.store import claim
+from ema_cli.storage.store import claim, claim_watch
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.target import parse_target
 from tests.engines.lost import Wrapped
@@ -82,7 +81,7 @@ def test_a_folder_that_the_other_one_has_removed(tmp_path: Path, executor: Execu
 
 def test_in_a_store(tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch):
     """What is beside the output is the other one's, and so is the claim."""
-    monkeypatch.setattr(shared_in_store, "_LOOK_SHARE", 0.0)
+    monkeypatch.setattr(claim_watch, "_LOOK_SHARE", 0.0)
     bucket = StorePath("memory://taken-over/models")
     made = put_run(bucket / "run", tmp_path)
     options = OutputOptions.parse(max_shard_size=600)

@@ -14,7 +14,7 @@ from ema_cli.storage.location import look_anew
 from ema_cli.storage.named_paths import check_exists
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
-from ema_cli.storage.staging.shared_in_store import put_text
+from ema_cli.storage.store.contents import put_text
 
 ALIKE = {"numpy": "2.1.0", "checkpoints": "a" * 64, "weights": "b" * 64}
 DIGESTS = "0123456789abcdef", "fedcba9876543210"

@@ -6,8 +6,7 @@ beside goes when the output is published.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -15,18 +14,16 @@ from pathlib import Path
 from types import TracebackType
 
 from ema_cli.errors import CheckpointError, Missing, OutputError
-from ema_cli.storage.lease import LEASE_SECONDS, Held, LeaseLost, held_by, is_dead
+from ema_cli.storage.lease import Held
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging.in_store import StoreStaging
 from ema_cli.storage.staging.local import SHARED_PREFIX, Staging
 from ema_cli.storage.store.claim import claim_on
-from ema_cli.storage.store.clients import client_of, obstore, output_errors_in_store, store_errors
+from ema_cli.storage.store.clients import output_errors_in_store
 from ema_cli.storage.store.listing import forget_listings, listing_of
-from ema_cli.storage.store.requests import answered, content_of, copy, put
+from ema_cli.storage.store.requests import copy
 from ema_cli.storage.store.unfinished_uploads import abort_unfinished
-from ema_cli.storage.store.uploads import part_bytes, parts_at_once
 
-_LOOK_SHARE = 1 / 6  # of the time after which a claim is old: many workers look at one object
 _COPIES_AT_ONCE = 8
 MOST_COPIED = 5 * 10**9
 """Stores copy at most so many bytes in one request."""
@@ -134,85 +131,6 @@ class SharedStoreStaging(StoreStaging):
         super().__exit__(kind, error, trace)
 
 
-class ClaimWatch:
-    """Looks whether a claim is renewed, as `lease.Watch` does."""
-
-    def __init__(self, path: StorePath, *, seconds: float = LEASE_SECONDS) -> None:
-        self._path = path
-        self._seconds = seconds
-        self._seen: object = None
-        self._since = self._looked = float("-inf")
-
-    def check(self, owner: str) -> None:
-        """Check that the one for whom this process works is there.
-
-        Raises:
-            LeaseLost: where it is not.
-        """
-        now = time.monotonic()
-        if now - self._looked < self._seconds * _LOOK_SHARE:
-            return
-        self._looked = now
-        try:
-            with store_errors(self._path, "cannot be looked at"):
-                meta, content = content_of(self._path)
-                held, seen = held_by(content), (meta["last_modified"], meta["e_tag"])
-        except FileNotFoundError:
-            held, seen = {}, None
-        except CheckpointError as error:
-            if not is_missing(error):
-                self._since = now  # who renews it cannot reach the store either
-                return  # asked again at the next block
-            held, seen = {}, None
-        if seen != self._seen:
-            self._seen, self._since = seen, now
-        if held.get("owner") != owner or now - self._since > self._seconds or is_dead(held):
-            raise LeaseLost("the one for whom it was made is gone", subject=self._path)
-
-
-def is_missing(error: CheckpointError) -> bool:
-    """Return whether an error says that nothing is there."""
-    return isinstance(error.__cause__, FileNotFoundError)
-
-
 def _copy(source: StorePath, path: StorePath) -> None:
     with output_errors_in_store(path):
         copy(source, path)
-
-
-def put_file(path: StorePath, file: Path) -> None:
-    """Put a local file at an address.
-
-    Raises:
-        OutputError: where the store refuses.
-    """
-    size = file.stat().st_size
-    part, at_once = part_bytes(size), parts_at_once(size)
-    with output_errors_in_store(path):
-        content = file.read_bytes() if size <= part else _pieces(file, part)
-        answered(lambda: obstore().put(client_of(path), path.key, content, chunk_size=part, max_concurrency=at_once))
-
-
-def put_text(path: StorePath, text: str) -> None:
-    """Put a small object at an address.
-
-    Raises:
-        OutputError: where the store refuses.
-    """
-    with output_errors_in_store(path):
-        put(path, text.encode())
-
-
-def read_text(path: StorePath) -> str | None:
-    """Return the content of a small object as it is now, None where it cannot be read."""
-    try:
-        with store_errors(path, "cannot be read"):
-            return content_of(path)[1].decode()
-    except (CheckpointError, FileNotFoundError, UnicodeDecodeError):
-        return None
-
-
-def _pieces(file: Path, size: int) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while piece := stream.read(size):
-            yield piece

@@ -9,7 +9,6 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, Unreadable
@@ -17,6 +16,7 @@ from ema_cli.storage.names import HUB, WEB, StorePath
 from ema_cli.storage.store.clients import check_package, client_of, obstore, store_errors
 from ema_cli.storage.store.hub import forget_commits, hub_files
 from ema_cli.storage.store.requests import content_of, listed, look_at
+from ema_cli.storage.store.stored_object import StoredObject
 
 FIRST_BYTES = 1 << 18  # of a web server's file, which says its size only with some of its bytes
 _MOST_INDEX_BYTES = 64 << 20
@@ -25,40 +25,6 @@ _BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
 _MOST_OBJECTS = 200_000  # that are listed at once; above that, folder by folder
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object as the store describes it. `tag` tells it from what is put in its place: ETag, else time of change."""
-
-    size: int
-    tag: str
-    is_etag: bool = True
-    first_bytes: bytes = b""
-    pinned: str = ""  # where it is read on the Hub
-    written: float = 0.0  # seconds since 1970, as the store has it
-
-    @property
-    def is_identified(self) -> bool:
-        """Return whether the tag tells the object from all that may ever be put in its place."""
-        return bool(self.pinned) or (self.is_etag and not self.tag.startswith("W/"))
-
-    @property
-    def condition(self) -> str | None:
-        """Return the ETag that a request asks for; None where there is none that servers take for a condition."""
-        if not self.is_etag or self.tag.startswith("W/"):
-            return None
-        return self.tag if self.tag.startswith('"') else f'"{self.tag}"'
-
-    def is_tagged(self, tag: str) -> bool:
-        """Return whether an answer with this tag is of the object."""
-        return _plain(tag) == _plain(self.tag)
-
-    @classmethod
-    def of(cls, meta: Mapping[str, Any], first_bytes: bytes = b"") -> StoredObject:
-        """Return the object of obstore's description."""
-        written = meta["last_modified"].timestamp()
-        return cls(int(meta["size"]), tag_of(meta), meta["e_tag"] is not None, first_bytes, written=written)
 
 
 def shards_of(text: bytes, index: StorePath) -> list[str]:
@@ -74,16 +40,6 @@ def shards_of(text: bytes, index: StorePath) -> list[str]:
     if not all(isinstance(name, str) and name and "/" not in name and name not in (".", "..") for name in names):
         raise Unreadable("names a shard that is no file beside it", subject=index)
     return sorted(names)
-
-
-def tag_of(meta: Mapping[str, Any]) -> str:
-    """Return the ETag of obstore's description, else the time of change."""
-    return str(meta["e_tag"]) if meta["e_tag"] is not None else str(meta["last_modified"])
-
-
-def _plain(tag: str) -> str:
-    """Return an ETag as all answers of a store have it: a listing of Azure's leaves out the quotes."""
-    return tag.removeprefix("W/").strip('"')
 
 
 FOLDER = None

@@ -18,8 +18,9 @@ from ema_cli.storage.source import NOT_REGULAR
 from ema_cli.storage.store import header_cache
 from ema_cli.storage.store.clients import place_of
 from ema_cli.storage.store.hub import check_same_on_hub, read_from_hub
-from ema_cli.storage.store.listing import FIRST_BYTES, FOLDER, StoredObject, listing_of
+from ema_cli.storage.store.listing import FIRST_BYTES, FOLDER, listing_of
 from ema_cli.storage.store.object_pieces import ObjectPieces, Pieces, check_same
+from ema_cli.storage.store.stored_object import StoredObject
 
 _KEPT_BYTES = 32 << 20  # of beginnings and ends of files, in all
 _PIECE_BYTES = 1 << 22  # of what the Hub sends, whole

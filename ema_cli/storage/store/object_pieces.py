@@ -14,8 +14,8 @@ from ema_cli.errors import CheckpointError, Missing, Unreadable
 from ema_cli.storage.names import WEB, StorePath
 from ema_cli.storage.source import HINT_REWRITTEN
 from ema_cli.storage.store.clients import client_of, failures, is_plain, obstore, store_errors
-from ema_cli.storage.store.listing import StoredObject, tag_of
 from ema_cli.storage.store.requests import answered_in_main, content_of, key_of, look_at
+from ema_cli.storage.store.stored_object import StoredObject, tag_of
 
 if TYPE_CHECKING:
     from ema_cli.storage.store.straight import Straight

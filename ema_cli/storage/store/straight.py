@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from ema_cli.storage.names import WEB, StorePath
 from ema_cli.storage.store import clients
-from ema_cli.storage.store.listing import StoredObject
+from ema_cli.storage.store.stored_object import StoredObject
 
 _PLAIN = "http"
 _SIGNED_FOR = timedelta(minutes=15)  # as long as a signature in a header would hold
