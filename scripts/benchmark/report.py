@@ -144,7 +144,8 @@ def details(row: Mapping[str, Any]) -> str:
     kept = [at for at in range(len(head)) if at == 0 or any(line[at] for line in table[1:])]
     quiet = sum(not each["noisy"] for each in row["rounds"])
     lines = [f"### {row['key']}: {row['title']}", "", as_table([[line[at] for at in kept] for line in table])]
-    notes = [f"{quiet} of {len(row['rounds'])} rounds count, the others were noisy", *row["notes"]]
+    noisy = ", the others were noisy" if quiet < len(row["rounds"]) else ""
+    notes = [f"{quiet} of {len(row['rounds'])} rounds count{noisy}", *row["notes"]]
     if nbytes and "cold" not in row["title"]:
         notes += [
             f"{row['labels'][name]} read {figure.greatest / 1e9:.2f} GB from the disk: not all was in the page cache"
