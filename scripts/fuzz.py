@@ -103,6 +103,29 @@ def fuzz_zip(around: Path) -> Reader:
     return lambda data: read_torch(open_zip(Memory(data)))
 
 
+def fuzz_record(around: Path) -> Reader:
+    """Open a record of a shard: who knows records that are like it finds what one finds who knows none."""
+    from ema_cli.errors import EmaError
+    from ema_cli.formats.dcp.records import RecordReader
+    from ema_cli.storage.source import FileRegion
+
+    def opened(reader: RecordReader, data: bytes) -> object:
+        try:
+            tensors = reader.open("w", FileRegion(Memory(data), 0, len(data)))
+        except EmaError as error:
+            return str(error)
+        return tensors and (tensors.specs, tensors.offsets, tensors.views)
+
+    knowing = RecordReader()
+    for seed in record_seeds(around):
+        opened(knowing, seed)
+
+    def read(data: bytes) -> None:
+        assert opened(RecordReader(dict(knowing._known)), data) == opened(RecordReader(), data)
+
+    return read
+
+
 def fuzz_legacy(around: Path) -> Reader:
     """Read a file of torch's before 1.6, and every tensor."""
     from ema_cli.formats.torch_save.legacy_container import open_legacy
@@ -340,6 +363,18 @@ def torch_seeds(*, zipped: bool) -> Seeds:
     ):
         out = io.BytesIO()
         torch.save(saved, out, _use_new_zipfile_serialization=zipped)
+        yield out.getvalue()
+
+
+def record_seeds(around: Path) -> Seeds:
+    """Yield records of tensors, two of which are of one size, and of something else."""
+    import io
+
+    import torch
+
+    for value in (torch.ones(2, 3), torch.ones(3, 2), torch.ones(2, 3).T, torch.ones(3).conj(), {"step": 7}):
+        out = io.BytesIO()
+        torch.save(value, out)
         yield out.getvalue()
 
 
@@ -725,6 +760,7 @@ TARGETS: Mapping[str, Target] = {
         fuzz_rank_shards, rank_shard_seeds, (*JSON_WORDS, *TENSOR_WORDS, "DCP_SHARDING_INFO", "saved_offsets")
     ),
     "zip": Target(fuzz_zip, lambda around: torch_seeds(zipped=True), (*PICKLE_WORDS, "PK\x01\x02", "PK\x06\x06")),
+    "record": Target(fuzz_record, record_seeds, (*PICKLE_WORDS, "PK\x01\x02", "PK\x06\x06")),
     "legacy": Target(fuzz_legacy, lambda around: torch_seeds(zipped=False), PICKLE_WORDS),
     "pickle": Target(fuzz_pickle, pickle_seeds, PICKLE_WORDS),
     "description": Target(fuzz_description, pickle_seeds, (*PICKLE_WORDS, "optimizer", "X\x09\x00\x00\x00optimizer")),

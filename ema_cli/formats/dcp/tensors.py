@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from operator import itemgetter
@@ -12,11 +13,12 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import OTHER_SAVES, CheckpointError
 from ema_cli.formats.boxes import Box, parts_of_box, read_box
 from ema_cli.formats.dcp.pieces import Records, StoredTensor, find_clash
-from ema_cli.formats.dcp.records import RecordReader
-from ema_cli.formats.torch_save.tensors import TorchTensors
-from ema_cli.storage.source import FileRegion, InputFile
+from ema_cli.formats.dcp.records import Frame, RecordReader
+from ema_cli.formats.torch_save.tensors import IN_ORDER, TorchTensors
+from ema_cli.storage.source import ByteSource, FileRegion, InputFile
 
-_MAX_OPENED = 64
+_MAX_FRAMES, _MAX_OPENED = 1 << 10, 64
+_NEIGHBOURS = 16  # records of a file of which the frames are looked for at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class DcpTables:
         pieces: the pieces of each tensor.
         first: the number of the record of each tensor's first piece; the records of its other pieces follow.
         records: three numbers for each record: the number of its file, its first byte, its size.
+        in_file: the numbers of the records in each file.
         ends: the byte at which the last record of each file ends, by the name of the file.
         clash: a file in which one record lies over another, and words for it; None where there is none.
     """
@@ -36,6 +39,7 @@ class DcpTables:
     pieces: Mapping[str, tuple[Box, ...]]
     first: Mapping[str, int]
     records: array[int]
+    in_file: Sequence[array[int]]
     ends: Mapping[str, int]
     clash: tuple[str, str] | None
 
@@ -53,11 +57,15 @@ class DcpTables:
         for file, start, size in zip(records.files, records.starts, records.sizes, strict=True):
             if start + size > ends[file]:
                 ends[file] = start + size
+        in_file = [array("I") for _ in ends]
+        for record, file in enumerate(records.files):
+            in_file[numbers[file]].append(record)
         table = array("q", bytes(8 * 3 * len(records)))
         table[0::3] = array("q", map(numbers.__getitem__, records.files))
         table[1::3], table[2::3] = records.starts, records.sizes
         specs = {name: tensor.spec for name, tensor in tensors.items()}
-        return cls(specs, {name: tensor.pieces for name, tensor in tensors.items()}, first, table, ends, clash)
+        pieces = {name: tensor.pieces for name, tensor in tensors.items()}
+        return cls(specs, pieces, first, table, in_file, ends, clash)
 
     def reaching_over(self, file: str, size: int) -> tuple[str, int] | None:
         """Return the first tensor with a record that reaches over the size of its file, and to where; None if none."""
@@ -80,9 +88,11 @@ class DcpTensors:
     pieces: Mapping[str, tuple[Box, ...]]
     first: Mapping[str, int]
     records: array[int]
+    in_file: Sequence[array[int]]
     files: Sequence[InputFile]
-    # Records are small archives of their own, opened when they are read; the last few stay open.
+    # Records are small archives of their own, recognised or opened when they are read; the last ones stay known.
     _reader: RecordReader = field(default_factory=RecordReader)
+    _frames: dict[int, Frame] = field(default_factory=dict)
     _opened: dict[int, TorchTensors] = field(default_factory=dict)
 
     @classmethod
@@ -95,7 +105,7 @@ class DcpTensors:
         if tables.clash is not None:
             raise CheckpointError(f"{tables.clash[1]}", subject=files[tables.clash[0]].path)
         ordered = tuple(files[name] for name in tables.ends)
-        return cls(tables.specs, tables.pieces, tables.first, tables.records, ordered)
+        return cls(tables.specs, tables.pieces, tables.first, tables.records, tables.in_file, ordered)
 
     def share(self, other: Tensors) -> None:
         """Use the other's tables where they are equal."""
@@ -103,6 +113,7 @@ class DcpTensors:
         if isinstance(other, DcpTensors) and self.pieces == other.pieces and self.first == other.first:
             self.pieces, self.first, self._reader = other.pieces, other.first, other._reader
             self.records = shared(self.records, other.records)
+            self.in_file = shared(self.in_file, other.in_file)
 
     def place(self, name: str) -> str:
         """Return the name: each tensor has records of its own."""
@@ -122,10 +133,10 @@ class DcpTensors:
                 continue
             if not box.is_run:
                 return None
-            inside = self._open(name, box, number).runs(name, (low - box.begin) * width, (high - low) * width)
-            if inside is None:
+            place = self._locate(name, box, number)
+            if place is None:
                 return None
-            found += [(low, run) for run in inside]
+            found.append((low, (place[0], place[1] + (low - box.begin) * width, (high - low) * width)))
         return [run for _, run in sorted(found, key=itemgetter(0))]
 
     def offset(self, name: str, start: int) -> int:
@@ -154,7 +165,11 @@ class DcpTensors:
         for number, box in enumerate(self.pieces[name], self.first[name]):
 
             def read(at: int, part: memoryview, box: Box = box, number: int = number) -> None:
-                self._open(name, box, number).read_into(name, at, part)
+                place = self._locate(name, box, number)
+                if place is None:
+                    self._open(name, box, number).read_into(name, at, part)
+                else:
+                    place[0].read_into(place[1] + at, part)
 
             read_box(spec, box, read, start, out)
 
@@ -166,6 +181,27 @@ class DcpTensors:
     def _record(self, number: int) -> tuple[InputFile, int, int]:
         file, start, size = self.records[3 * number : 3 * number + 3]
         return self.files[file], start, size
+
+    def _locate(self, name: str, piece: Box, number: int) -> tuple[ByteSource, int] | None:
+        """Return where the elements of a piece lie, the file and the first byte; None where they are not in order."""
+        frame = self._frame(number)
+        if frame is None or frame.view != IN_ORDER or frame.spec != TensorSpec(self.specs[name].dtype, piece.shape):
+            return self._open(name, piece, number).locate(name)
+        file, start, _ = self._record(number)
+        return file, start + frame.begin
+
+    def _frame(self, number: int) -> Frame | None:
+        """Return the frame of a record, None where it is not known; those of its neighbours are looked for, too."""
+        if number not in self._frames:
+            own = self.in_file[self.records[3 * number]]
+            begin = bisect_left(own, number) // _NEIGHBOURS * _NEIGHBOURS
+            near = [each for each in own[begin : begin + _NEIGHBOURS] if each not in self._frames]
+            file, places = self._record(number)[0], [self._record(each)[1:] for each in near]
+            frames = zip(near, self._reader.recognise(file, places), strict=True)
+            if len(self._frames) >= _MAX_FRAMES:
+                self._frames.clear()
+            self._frames.update({each: frame for each, frame in frames if frame is not None})
+        return self._frames.get(number)
 
     def _open(self, name: str, piece: Box, number: int) -> TorchTensors:
         """Return the tensor in the record of a piece."""

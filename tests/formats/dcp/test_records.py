@@ -89,21 +89,57 @@ def test_no_byte_outside_the_tensor_can_be_changed_unseen(tmp_path: Path) -> Non
         changed = bytearray(data)
         changed[at] ^= 0x41
         record = region(tmp_path, bytes(changed), f"shard-{at}")
-        found, expected = outcome(RecordReader(dict(reader._frames)), record), outcome(RecordReader(), record)
+        found, expected = outcome(RecordReader(dict(reader._known)), record), outcome(RecordReader(), record)
         assert found == expected, at
         errors += isinstance(expected, str)
     assert errors > 100
 
 
 def test_few_frames_are_remembered(tmp_path: Path) -> None:
-    """A thousand kinds of records leave few frames, and one that is hardly smaller than a file leaves none."""
+    """Two hundred kinds of records leave few frames, and one that is hardly smaller than a file leaves none."""
+
+    def remembered() -> int:
+        return sum(len(frames.all) for frames in reader._known.values())
+
     reader = RecordReader()
     for number in range(200):
-        assert reader.open(f"w{number}", region(tmp_path, record_of(torch.ones(2)), f"shard-{number}")) is not None
-    assert len(reader._frames) <= 64
-    before = len(reader._frames)
+        assert outcome(reader, region(tmp_path, record_of(torch.ones(number)), f"shard-{number}"))[0].count == number
+        assert remembered() <= 64
+    before = remembered()
     # A comment at the end of the archive makes a reader look through all of its last 64 KiB.
     commented = bytearray(record_of(torch.ones(2)))
     commented[-2:] = (40_000).to_bytes(2, "little")
     assert outcome(reader, region(tmp_path, bytes(commented) + b"-" * 40_000))[1] == torch.ones(2).numpy().tobytes()
-    assert len(reader._frames) <= before
+    assert remembered() <= before
+
+
+def test_records_of_a_file_are_recognised_together(tmp_path: Path) -> None:
+    """Of records side by side, those whose frames are known are found, of one size or several; others are not."""
+    tensors = [
+        torch.ones(3, 4),
+        torch.ones(4, 3),
+        torch.ones(2, 6).T,
+        torch.ones(50),
+        torch.ones(12, dtype=torch.int32),
+    ]
+    known, new = [record_of(tensor) for tensor in tensors], [record_of(torch.ones(6, 2)), record_of([1, 2])]
+    assert len({len(data) for data in known}) < len(known)  # several frames for one size
+    reader = RecordReader()
+    for number, data in enumerate(known):
+        assert reader.open("w", region(tmp_path, data, f"shard-{number}")) is not None
+    damaged = bytearray(known[0])
+    damaged[0] ^= 1
+    file, places = tmp_path / "shard", list[tuple[int, int]]()
+    with file.open("wb") as out:
+        for data in (*known, *new, bytes(damaged), *known):
+            places.append((out.tell(), len(data)))
+            out.write(data)
+    found = reader.recognise(location(file).open(), places)
+    specs = [frame and frame.spec.shape for frame in found]
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    assert specs == [*shapes, None, None, None, *shapes]
+    for frame, (start, size), tensor in zip(found, places, tensors, strict=False):
+        assert frame is not None
+        weights, out = frame.tensor("v", FileRegion(location(file).open(), start, size)), bytearray(tensor.nbytes)
+        weights.read_into("v", 0, memoryview(out))
+        assert bytes(out) == tensor.contiguous().numpy().tobytes()

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.errors import CheckpointError
+from ema_cli.formats.dcp import tensors as module
 from ema_cli.formats.dcp.metadata import read_metadata
 from ema_cli.formats.dcp.tensors import DcpTables, DcpTensors
+from ema_cli.storage.local_file import LocalFile
 from ema_cli.storage.location import location
 from tests.formats.dcp_folders import Box, Pieces
 from tests.formats.reading import read_range
@@ -127,8 +129,9 @@ def test_pieces_that_were_stored_out_of_order(tmp_path: Path) -> None:
     assert read_range(open_weights(folder.write()), "w", 0, 192) == waves.numpy().tobytes()
 
 
-def test_more_pieces_than_stay_open_read_by_threads(tmp_path: Path) -> None:
-    """Hundreds of records, opened and forgotten while eight threads read, give the right bytes."""
+def test_more_pieces_than_stay_open_read_by_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of records, found and forgotten while eight threads read, give the right bytes."""
+    monkeypatch.setattr(module, "_MAX_FRAMES", 40)
     tensor = filled((200, 3), torch.float64)
     folder = Pieces(tmp_path)
     folder.add("w", tensor, [((row, 0), (1, 3)) for row in range(200)])
@@ -137,6 +140,42 @@ def test_more_pieces_than_stay_open_read_by_threads(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda span: read_range(weights, "w", 8 * span[0], 8 * span[1]), ranges))
     assert found == [flat[first:last].tobytes() for first, last in ranges]
+
+
+def test_records_side_by_side_come_with_few_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of records in a file that are like one before them, sixteen are recognised with seventeen reads."""
+    folder, tensors = Pieces(tmp_path), {f"w{number}": filled((64, 9), torch.float32, number) for number in range(64)}
+    for name, tensor in tensors.items():
+        folder.add(name, tensor)
+    weights, reads = open_weights(folder.write()), list[int]()
+    assert [len(own) for own in weights.in_file] == [32, 32]
+    weights.runs("w0", 0, 4)  # is opened, as none was before
+    read = LocalFile.read
+    monkeypatch.setattr(LocalFile, "read", lambda *args: reads.append(args[1]) or read(*args))
+    for name, tensor in tensors.items():
+        [(file, start, size)] = weights.runs(name, 0, tensor.nbytes) or ()
+        assert read(file, start, size) == tensor.numpy().tobytes()
+    assert len(reads) == 4 * 17
+    assert [*weights._opened] == [0]
+
+
+def test_a_damaged_record_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    """A record whose beginning is overwritten is refused; those around it are read."""
+    folder, tensors = Pieces(tmp_path), {f"w{number}": filled((8,), torch.float32, number) for number in range(20)}
+    for name, tensor in tensors.items():
+        folder.add(name, tensor)
+    weights = open_weights(folder.write())
+    file, start, _ = weights._record(weights.first["w7"])
+    with file.path.open("r+b") as shard:
+        shard.seek(start)
+        shard.write(b"????")
+    weights = open_weights(tmp_path)
+    for name, tensor in tensors.items():
+        if name != "w7":
+            assert read_range(weights, name, 0, 32) == tensor.numpy().tobytes()
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        read_range(weights, "w7", 0, 32)
+    assert caught.value.subject == file.path
 
 
 @pytest.mark.parametrize("stored", [torch.ones(3), torch.ones(2, dtype=torch.float64), [1, 2], {"w": torch.ones(2)}])
