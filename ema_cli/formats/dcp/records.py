@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
+from ema_cli.errors import CheckpointError
 from ema_cli.formats.pickles.values import TensorRef
 from ema_cli.formats.torch_save.tensors import IN_ORDER, TorchTensors, View
 from ema_cli.formats.torch_save.zip_container import open_zip
@@ -42,7 +43,11 @@ class RecordReader:
         if frame is not None:
             return frame.tensor(name, region)
         watched = _Watched(region)
-        saved = open_zip(watched, _MAX_PICKLE_BYTES)
+        try:
+            saved = open_zip(watched, _MAX_PICKLE_BYTES)
+        except CheckpointError as error:
+            error.fact += f", in the record of '{name}'"
+            raise
         if not isinstance(saved.root, TensorRef):
             return None
         tensors = replace(saved.tensors({name: saved.root}), source=region)

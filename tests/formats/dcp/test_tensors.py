@@ -159,8 +159,8 @@ def test_records_side_by_side_come_with_few_reads(tmp_path: Path, monkeypatch: p
     assert [*weights._opened] == [0]
 
 
-def test_a_damaged_record_leaves_its_neighbours_alone(tmp_path: Path) -> None:
-    """A record whose beginning is overwritten is refused; those around it are read."""
+def test_a_damaged_record_says_which_tensor_it_holds_and_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    """A record whose beginning is overwritten is refused with file and tensor; those around it are read."""
     folder, tensors = Pieces(tmp_path), {f"w{number}": filled((8,), torch.float32, number) for number in range(20)}
     for name, tensor in tensors.items():
         folder.add(name, tensor)
@@ -173,7 +173,7 @@ def test_a_damaged_record_leaves_its_neighbours_alone(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         if name != "w7":
             assert read_range(weights, name, 0, 32) == tensor.numpy().tobytes()
-    with pytest.raises(CheckpointError, match="is damaged") as caught:
+    with pytest.raises(CheckpointError, match=r"is damaged, in the record of 'w7'") as caught:
         read_range(weights, "w7", 0, 32)
     assert caught.value.subject == file.path
 
