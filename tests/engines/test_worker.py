@@ -34,11 +34,11 @@ def run(tmp_path: Path) -> Path:
 
 
 def change(file: Path, name: str, value: float) -> None:
-    """Set one element of a tensor, in a file that is written anew."""
-    saved = load_file(file)
+    """Set one element of a tensor, in a file that is written anew; several threads may."""
+    saved, fresh = load_file(file), file.with_name(f"fresh-{os.urandom(4).hex()}")
     saved[name].view(-1)[-3] = value
-    save_file(saved, file.with_name("fresh"), metadata={"format": "pt"})
-    file.with_name("fresh").replace(file)
+    save_file(saved, fresh, metadata={"format": "pt"})
+    fresh.replace(file)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
