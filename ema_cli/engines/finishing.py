@@ -94,5 +94,5 @@ class Finishing:
         for task in (task for task in self._tasks.values() if task.step is Step.FINISH):
             began = time.monotonic()
             sums = finish_files(self._files[task.files], threads)
-            done.append(done_of(self._work, task, name_of_worker(), began, None, None, [[each] for each in sums]))
+            done.append(done_of(self._work, task, name_of_worker(), began, [[each] for each in sums]))
         return done

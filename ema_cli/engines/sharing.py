@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ema_cli.dataclass import dataclass
-from ema_cli.engines.block_sums import together
 from ema_cli.engines.digest import alike_in_all, decided, digest_of
 from ema_cli.engines.records import Done
+from ema_cli.engines.task_checksums import together
 from ema_cli.engines.tasks import Step, Task, cut_tasks
 from ema_cli.engines.work import Work
 from ema_cli.engines.worker import AT_SUFFIX
@@ -136,20 +137,12 @@ class Sharing:
         tasks = self.staging.tasks / f"{len(job.outputs)}-{first}"
         location(tasks).make_folder()
         is_stored = isinstance(tasks, StorePath)
-        places = [self.staging.folder_of(folder) for folder in folders]
-        work = Work(
-            self._digest,
-            job.tied,
-            job.weights,
-            [job.checkpoints.index(plan.newest) for plan in job.plans],
-            job.outputs,
-            places,
-            job.copied,
-            job.options.allow_non_finite,
+        work = replace(
+            Work.of(job, one_pass.sizes, checksum=self._checksum),
+            digest=self._digest,
+            folders=[self.staging.folder_of(folder) for folder in folders],
             summed=summed,
-            checksum=self._checksum,
             synced=synced,
-            sizes=one_pass.sizes,
             segments=one_pass.segments,
             tasks=tasks.absolute(),
             lease=lease,

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from ema_cli.dataclass import dataclass
 from ema_cli.dtypes import DType
-from ema_cli.engines.block_sums import BlockSums
+from ema_cli.engines.records import BlockSum
+from ema_cli.engines.task_checksums import TaskChecksums
 from ema_cli.engines.work import Work
 from ema_cli.folding.fold import Average, Folded, fold
 from ema_cli.folding.sample import Parts
 from ema_cli.folding.sink import Sink
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.outputs import Output
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFolded:
+    """What the fold of a task has done, and the checksums of what it read; none where nobody wants them."""
+
+    folded: Folded
+    checksums: list[BlockSum]
 
 
 def fold_task(
@@ -22,8 +32,8 @@ def fold_task(
     parts: Parts | None,
     check: Callable[[], None] | None,
     progress: ProgressCallback,
-) -> tuple[Folded, BlockSums | None]:
-    """Fold the range of a task into a sink for each average; return the sums of what is read, too, if they are wanted.
+) -> TaskFolded:
+    """Fold the range of a task into a sink for each average.
 
     Args:
         work: the averaging.
@@ -36,10 +46,10 @@ def fold_task(
     targets: Mapping[str, DType] = outputs[0].dtypes
     if parts is not None:
         targets = {name: dtype for name, dtype in targets.items() if name in parts.parts}
-    blocks = None
+    checksums = None
     if work.checksum:
         everything = work.outputs[0].dtypes
-        blocks = BlockSums(work.checkpoints, everything, work.copied, targets, parts)
+        checksums = TaskChecksums(work.checkpoints, everything, work.copied, targets, parts)
     folded = fold(
         work.checkpoints,
         [Average(weights, sink) for weights, sink in zip(work.weights, sinks, strict=True)],
@@ -48,13 +58,14 @@ def fold_task(
         allow_non_finite=work.allow_non_finite,
         sample=parts,
         sizes=work.sizes,
-        checksums=blocks.checksums if blocks is not None else None,
+        checksums=checksums.checksums if checksums is not None else None,
         check=check,
         progress=progress,
     )
+    done = TaskFolded(folded, checksums.sums() if checksums is not None else [])
     for file in {file.path: file for checkpoint in work.checkpoints for file in checkpoint.files}.values():
         file.check_unchanged()
-    return folded, blocks
+    return done
 
 
 def with_functions(work: Work, output: Output, number: int) -> Output:

@@ -15,6 +15,7 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError
 from ema_cli.folding.buffers import BufferSizes
+from ema_cli.job import Job
 from ema_cli.manifest.libraries import library_versions
 from ema_cli.writing.outputs import Output
 
@@ -57,6 +58,33 @@ class Work:
     segments: int
     tasks: Path
     lease: tuple[Path, str, float] | None
+
+    @classmethod
+    def of(cls, job: Job, sizes: BufferSizes, *, checksum: bool) -> Work:
+        """Return a job as work whose files are not written: to be compared with what is there.
+
+        Args:
+            job: the averages.
+            sizes: threads and memory of one task.
+            checksum: whether all that is read is summed up.
+        """
+        return cls(
+            digest="",
+            checkpoints=job.tied,
+            weights=job.weights,
+            newest=[job.checkpoints.index(plan.newest) for plan in job.plans],
+            outputs=job.outputs,
+            folders=[],
+            copied=job.copied,
+            allow_non_finite=job.options.allow_non_finite,
+            summed=False,
+            checksum=checksum,
+            synced=False,
+            sizes=sizes,
+            segments=0,
+            tasks=Path(),
+            lease=None,
+        )
 
 
 def pack(work: Work, *more: object) -> bytes:

@@ -10,14 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.engines.block_sums import BlockSums
 from ema_cli.engines.checking import is_there
 from ema_cli.engines.records import Done, read_done, write_done
-from ema_cli.engines.task_fold import fold_task, with_functions
+from ema_cli.engines.task_fold import TaskFolded, fold_task, with_functions
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.engines.work import Work, check_versions, unpack
 from ema_cli.errors import EmaError, OutputError
-from ema_cli.folding.fold import Folded
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.storage.direct_stream import DirectStream
 from ema_cli.storage.lease import Watch, this_machine
@@ -96,17 +94,16 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
         return replace(done, seconds=0.0, bytes_read=0, worker=worker)
     began = time.monotonic()
     outputs = [with_functions(work, output, number) for number, output in enumerate(task.select(work.outputs))]
-    folded: Folded | None = None
-    blocks: BlockSums | None = None
+    made: TaskFolded | None = None
     with _telling(work.tasks / f"{task.number:05}{AT_SUFFIX}", told) as progress:
         if task.step is Step.WHOLE:
             with _own_folder(work.tasks, f"{task.number:05}-{os.urandom(4).hex()}") as folder:
-                folded, blocks, sums = _make_whole(work, outputs, folder, check, progress)
+                made, sums = _make_whole(work, outputs, folder, check, progress)
         elif task.step is Step.STRETCH:
-            folded, blocks, sums = _make_stretch(work, task, outputs, check, progress)
+            made, sums = _make_stretch(work, task, outputs, check, progress)
         else:
             sums = [_finish(work, output, number) for number, output in enumerate(outputs)]
-    done = done_of(work, task, worker, began, folded, blocks, sums)
+    done = done_of(work, task, worker, began, sums, made)
     write_done(work.tasks, done)
     return done
 
@@ -116,23 +113,31 @@ def done_of(
     task: Task,
     worker: str,
     began: float,
-    folded: Folded | None,
-    blocks: BlockSums | None,
     sums: list[list[str]],
+    made: TaskFolded | None = None,
 ) -> Done:
-    """Return what became of a task that `worker` began at a time of the monotonic clock."""
-    ledgers = folded.non_finite if folded is not None else []
+    """Return what became of a task.
+
+    Args:
+        work: the averaging.
+        task: the task.
+        worker: who did it.
+        began: when, in seconds of the monotonic clock.
+        sums: of each output those of its files.
+        made: what was folded; None where nothing was.
+    """
+    ledgers = made.folded.non_finite if made is not None else []
     return Done(
         task.number,
         work.digest,
         worker,
         str(chosen_kernel()),
         time.monotonic() - began,
-        folded.bytes_read if folded is not None else 0,
+        made.folded.bytes_read if made is not None else 0,
         sums,
         [sorted(each.let_through) for each in ledgers] or [[] for _ in sums],
         [sorted(each.infinite) for each in ledgers] or [[] for _ in sums],
-        blocks.sums() if blocks is not None else [],
+        made.checksums if made is not None else [],
         "" if work.synced or work.summed or task.step is not Step.STRETCH else this_machine() or "another",
     )
 
@@ -159,7 +164,7 @@ def _check_of(work: Work) -> Callable[[], None] | None:
 
 def _make_whole(
     work: Work, outputs: Sequence[Output], folder: Path, check: Callable[[], None] | None, progress: ProgressCallback
-) -> tuple[Folded, BlockSums | None, list[list[str]]]:
+) -> tuple[TaskFolded, list[list[str]]]:
     """Make files in a folder of this try's own, then put them where they belong."""
     allow_descriptors(sum(len(output.files) for output in outputs), twice=work.segments > 0)
     with ExitStack() as stack:
@@ -168,7 +173,7 @@ def _make_whole(
         for number, output in enumerate(outputs):
             sinks.append(make_sink(output, folder / str(number), storing))
             stack.callback(sinks[-1].close)
-        folded, blocks = fold_task(work, outputs, sinks, None, check, progress)
+        made = fold_task(work, outputs, sinks, None, check, progress)
         streams = [stream for sink in sinks for stream in sink.streams]
         files = [file for output in outputs for file in output.files]
         rest = iter(finish_files(list(zip(files, streams, strict=True)), work.sizes.threads))
@@ -176,7 +181,7 @@ def _make_whole(
     for number, output in enumerate(outputs):
         for file in output.files:
             _put(folder / str(number) / file.name, work.folders[number] / file.name)
-    return folded, blocks, sums
+    return made, sums
 
 
 @contextmanager
@@ -205,7 +210,7 @@ def _put(file: Path, place: Path) -> None:
 
 def _make_stretch(
     work: Work, task: Task, outputs: Sequence[Output], check: Callable[[], None] | None, progress: ProgressCallback
-) -> tuple[Folded, BlockSums | None, list[list[str]]]:
+) -> tuple[TaskFolded, list[list[str]]]:
     """Write a stretch of one file of each output, beside others who write other stretches.
 
     What is summed up is read again in the end, by the one who asks, and goes by the page cache.
@@ -230,10 +235,10 @@ def _make_stretch(
             stack.callback(streams[-1].close)
             streams[-1].extend(file.size)
             sinks.append(FileSink.into(output, streams[-1]))
-        folded, blocks = fold_task(work, outputs, sinks, task.parts(outputs[0]), check, progress)
+        made = fold_task(work, outputs, sinks, task.parts(outputs[0]), check, progress)
         for stream in streams:
             stream.sync()
-        return folded, blocks, [[stream.crc32()] for stream in streams]
+        return made, [[stream.crc32()] for stream in streams]
 
 
 def _finish(work: Work, output: Output, number: int) -> list[str]:

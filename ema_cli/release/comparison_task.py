@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ema_cli.dataclass import dataclass
-from ema_cli.engines.block_sums import together
 from ema_cli.engines.dispatch import dispatch
 from ema_cli.engines.engine import Engine
 from ema_cli.engines.records import Done
 from ema_cli.engines.sharing import MAKING
+from ema_cli.engines.task_checksums import together
 from ema_cli.engines.task_fold import fold_task
 from ema_cli.engines.tasks import Step, Task, cut_tasks
 from ema_cli.engines.work import Work, pack, unpack
@@ -50,23 +49,7 @@ def compare_by(
         EngineError: where workers are lost again and again, or the engine is.
         EmaError: as averaging.
     """
-    work = Work(
-        "",
-        job.tied,
-        job.weights,
-        [job.checkpoints.index(plan.newest) for plan in job.plans],
-        job.outputs,
-        [],
-        job.copied,
-        job.options.allow_non_finite,
-        summed=False,
-        checksum=record.checksums is not None,
-        synced=False,
-        sizes=sizes,
-        segments=0,
-        tasks=Path(),
-        lease=None,
-    )
+    work = Work.of(job, sizes, checksum=record.checksums is not None)
     packed = pack(work, comparison)
     tasks = [task for task in cut_tasks(job.outputs, shared_files=True) if task.step in MAKING]
 
@@ -97,6 +80,6 @@ def run_comparison(wanted: Mapping[str, str], packed: bytes, task: Task) -> Comp
         comparison = whole.again()
         outputs = task.select(work.outputs)
         parts = task.parts(outputs[0]) if task.step is Step.STRETCH else None
-        folded, blocks = fold_task(work, outputs, [comparison], parts, None, no_progress)
-    done = done_of(work, task, worker, began, folded, blocks, [[] for _ in outputs])
+        made = fold_task(work, outputs, [comparison], parts, None, no_progress)
+    done = done_of(work, task, worker, began, [[] for _ in outputs], made)
     return Compared(done, [(name, each.nbytes, each.first) for name, each in comparison.different.items()])

@@ -7,7 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 
-from ema_cli.engines import block_sums, tasks
+from ema_cli.engines import task_checksums, tasks
 from ema_cli.storage import checksums
 from tests.storage.conftest import folder, proxy, seaweed
 
@@ -24,7 +24,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sum up what is read by blocks of so few bytes that most begin in one task and end in another."""
-    monkeypatch.setattr(block_sums, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(task_checksums, "BLOCK_BYTES", 700)
     monkeypatch.setattr(checksums, "BLOCK_BYTES", 700)
 
 

@@ -51,14 +51,14 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class _Stretch:
     """A stretch of what this task reads: where it begins in all that is read; `None` where another task has it, too."""
 
     begin: int | None
     size: int
 
 
-class BlockSums:
+class TaskChecksums:
     """The sums of the blocks that belong to one task. `checksums` takes what is read."""
 
     def __init__(
@@ -80,15 +80,15 @@ class BlockSums:
         """
         groups = list(make_groups(checkpoints, targets, copied))
         own_groups = list(make_groups(checkpoints, own, copied, selection))
-        streams: dict[tuple[int, bool], _PartStream] = {}
-        tables: dict[tuple[int, bool], tuple[_Table, list[_Segment]]] = {}
+        streams: dict[tuple[int, bool], _PartialStream] = {}
+        tables: dict[tuple[int, bool], tuple[_Table, list[_Stretch]]] = {}
         for number, checkpoint in enumerate(checkpoints):
             for is_copied in (False, True):
                 key = (id(checkpoint.tensors.specs), is_copied)
                 if key not in tables:
                     table = _table(checkpoint, groups, is_copied)
-                    tables[key] = table, _segments(checkpoint, table, own_groups, is_copied)
-                streams[number, is_copied] = _PartStream(checkpoint, *tables[key])
+                    tables[key] = table, _stretches(checkpoint, table, own_groups, is_copied)
+                streams[number, is_copied] = _PartialStream(checkpoint, *tables[key])
         self._streams = streams
         self.checksums = Checksums(len(checkpoints), lambda number, is_copied: streams[number, is_copied])
 
@@ -113,28 +113,28 @@ def _table(checkpoint: Checkpoint, groups: Iterable[Group], is_copied: bool) -> 
     return table
 
 
-def _segments(checkpoint: Checkpoint, table: _Table, own: Iterable[Group], is_copied: bool) -> list[_Segment]:
+def _stretches(checkpoint: Checkpoint, table: _Table, own: Iterable[Group], is_copied: bool) -> list[_Stretch]:
     """Return what a task reads, in order; what is tied to a tensor of another task is that one's."""
     begins = dict(zip(table.names, table.begins, strict=True))
-    segments = []
+    stretches = []
     for group in own:
         if group.averaged is not is_copied:
             dtype, begin = _dtype(checkpoint, group), begins.get(group.names[0])
-            segments += [
-                _Segment(None if begin is None else begin + dtype.nbytes(start), dtype.nbytes(count))
+            stretches += [
+                _Stretch(None if begin is None else begin + dtype.nbytes(start), dtype.nbytes(count))
                 for start, count in group.ranges
             ]
-    return segments
+    return stretches
 
 
-class _PartStream:
+class _PartialStream:
     """Sums up the blocks of a stream of which only parts are read, those that begin in these."""
 
-    def __init__(self, checkpoint: Checkpoint, table: _Table, segments: Sequence[_Segment]) -> None:
+    def __init__(self, checkpoint: Checkpoint, table: _Table, stretches: Sequence[_Stretch]) -> None:
         self._checkpoint = checkpoint
         self._table = table
-        self._segments = iter(segments)
-        self._begin: int | None = None  # of the rest of the segment
+        self._stretches = iter(stretches)
+        self._begin: int | None = None  # of the rest of the stretch
         self._room = 0
         self._block = -1
         self._at = 0  # all of the block before this byte is summed up
@@ -145,8 +145,8 @@ class _PartStream:
         """Take the next bytes that are read."""
         while len(data):
             while not self._room:
-                segment = next(self._segments)
-                self._begin, self._room = segment.begin, segment.size
+                stretch = next(self._stretches)
+                self._begin, self._room = stretch.begin, stretch.size
             part = data[: self._room]
             if self._begin is not None:
                 self._take(self._begin, part)
