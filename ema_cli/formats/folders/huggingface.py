@@ -10,6 +10,7 @@ from pathlib import Path
 from ema_cli.checkpoint import Averages, Checkpoint, Pretrained
 from ema_cli.errors import CUT_SHORT, CheckpointError, IncompleteCheckpoint, NoWeights
 from ema_cli.formats.folders import refused
+from ema_cli.formats.folders.rank_files import open_ranks, with_scalars
 from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, one_model_error, several_models_error
 from ema_cli.formats.safetensors import file as safetensors_file
@@ -27,14 +28,15 @@ from ema_cli.formats.trainers.folders import (
     HF_METADATA,
     RANK_SHARD,
     SHARD,
+    SHARDED,
     TRAINER_STATE,
 )
 from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES, averages_file, is_weights_name, names_in
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
 from ema_cli.storage.location import location
-from ema_cli.text import plural
 
 _CONFIG = "config.json"
+_DIFFUSERS = "diffusion_pytorch_model"
 _KNOWN = (*BASES, *BASES.values(), *EXTRAS, ".")  # beginnings of the names of a model's own files
 _MAX_CONFIG_BYTES = 128 << 20
 _NUMBERED = re.compile(r"^(model|pytorch_model)_(\d+)\.(?:safetensors|bin)$")  # Accelerate's second model and on
@@ -65,9 +67,11 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
             if not any(map(RANK_SHARD.search, names)):
                 raise
     base, file_name = _choose(path, names, options)
-    if base == "diffusion_pytorch_model" and _is_ema_model(path):
+    if base == _DIFFUSERS and _is_ema_model(path):
         return _open_averages(path, file_name, options)
     checkpoint = _open_own(path, file_name, names, options)
+    if SHARDED in names:
+        checkpoint = with_scalars(checkpoint, path / SHARDED, options)
     progress, files = checkpoint.progress, checkpoint.files
     if TRAINER_STATE in names:
         state = location(path / TRAINER_STATE).open()
@@ -90,9 +94,12 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 def _open_consolidated(path: Path, names: set[str], options: ReadOptions) -> Checkpoint:
     """Open the model that was put together from the files of ranks beside it; raise as `open_checkpoint`."""
     whole = open_checkpoint(path / CONSOLIDATED, options)
-    note = f"taken from {CONSOLIDATED}/, and not from the files of ranks beside it"
     trainer = _trainer(names) or whole.trainer
-    return dataclasses.replace(whole, name=path.name, path=path, trainer=trainer, notes=(*whole.notes, note))
+    taken = with_scalars(whole, path, options)
+    if taken is whole:
+        note = f"taken from {CONSOLIDATED}/, and not from the files of ranks beside it"
+        taken = dataclasses.replace(whole, notes=(*whole.notes, note))
+    return dataclasses.replace(taken, name=path.name, path=path, trainer=trainer)
 
 
 def _open_own(path: Path, file_name: str, names: Collection[str], options: ReadOptions) -> Checkpoint:
@@ -110,7 +117,8 @@ def _open_own(path: Path, file_name: str, names: Collection[str], options: ReadO
     if averages is not None and options.weights is None and AVERAGES_INSIDE not in names:  # which a search names
         notes.append(f"raw weights taken; by its name, '{averages}' beside them holds averages (--weights ema)")
     beside = [name for name in sorted(names) if _is_beside(name) and name != averages]
-    warnings = (*whole.warnings, *([left_out_warning(beside)] if beside else []))
+    twice = [_twice_warning(base) for base in BASES if _is_twice(base, names)]
+    warnings = (*whole.warnings, *twice, *([left_out_warning(beside)] if beside else []))
     whole = dataclasses.replace(whole, warnings=warnings, notes=tuple(notes))
     if len(parts) == 1:
         return whole
@@ -148,7 +156,7 @@ def _is_beside(name: str) -> bool:
 def open_tensors(path: Path, options: ReadOptions) -> Checkpoint:
     """Open a file of tensors, the shards that an index names, or, where it is a folder, the shards of all ranks."""
     if location(path).info().is_folder:
-        return _open_ranks(path, names_in(path), options)
+        return open_ranks(path, names_in(path), options)
     if not path.name.endswith(".index.json"):
         return _open_file(path, options)
     # Any of the shards may say that it holds averages, so `weights` is applied to all of them together.
@@ -169,23 +177,6 @@ def _open_file(path: Path, options: ReadOptions) -> Checkpoint:
     return torch_file.open_checkpoint(path, options)
 
 
-def _open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:
-    """Open the shards of all ranks, which have no index, as one model: whole tensors, and pieces by their offsets."""
-    shards = {name: match for name in sorted(names) if (match := RANK_SHARD.search(name))}
-    numbers = {int(match[3]) for match in shards.values()}
-    count = max(int(match[4]) for match in shards.values())
-    missing = min(set(range(1, count + 1)) - numbers, default=None)
-    if missing is not None:
-        raise IncompleteCheckpoint(f"holds no shard {missing} of {count}", subject=path)
-    from ema_cli.formats.pieces.rank_shards import open_pieces  # which few runs need
-
-    model = open_pieces(path, list(shards), options.before)
-    whole = safetensors_file.from_tensors(path, model.tensors, model.metadata, model.files, options)
-    ranks = len({match[1] for match in shards.values()})
-    note = f"put together of the files of {plural(ranks, 'rank')}; no file says whether there were more"
-    return dataclasses.replace(whole, notes=(*whole.notes, note))
-
-
 def _open_averages(path: Path, file_name: str, options: ReadOptions) -> Checkpoint:
     """Open the averages that Diffusers' EMAModel saved."""
     checkpoint = open_tensors(path / file_name, dataclasses.replace(options, weights=None))
@@ -195,7 +186,7 @@ def _open_averages(path: Path, file_name: str, options: ReadOptions) -> Checkpoi
         path=path,
         trainer="diffusers",
         averages=Averages("Diffusers' EMAModel saved it, by its config.json"),
-        pretrained=Pretrained("diffusion_pytorch_model", path),
+        pretrained=Pretrained(_DIFFUSERS, path),
     )
     return settle_averages(averages, options)
 
@@ -211,10 +202,25 @@ def _is_ema_model(path: Path) -> bool:
 def _model_file(base: str, names: Collection[str]) -> str | None:
     """Return the name of the file, or of the index, of the model called `base`; None where there is no such model."""
     pickled = BASES.get(base, base)
-    candidates = (
-        f"{base}.safetensors", f"{base}.safetensors.index.json", f"{pickled}.bin", f"{pickled}.bin.index.json"
-    )  # fmt: skip
+    whole, index = f"{base}.safetensors", f"{base}.safetensors.index.json"
+    first = index if base == _DIFFUSERS and _is_twice(base, names) else whole
+    candidates = (first, index, f"{pickled}.bin", f"{pickled}.bin.index.json")
     return next((name for name in candidates if name in names), None)
+
+
+def _is_twice(base: str, names: Collection[str]) -> bool:
+    """Return whether a folder holds a model as one file and in shards.
+
+    `save_pretrained` leaves one of them of an earlier save, and loaders differ in which they take, as
+    findings/transformers-older-model-beside-shards.sh shows: transformers the one file, diffusers the shards.
+    """
+    has_both = {f"{base}.safetensors", f"{base}.safetensors.index.json"} <= set(names)
+    return has_both and any(name.startswith(f"{base}-") and _is_shard(name) for name in names)
+
+
+def _twice_warning(base: str) -> str:
+    taken, other = ("in shards", "as one file") if base == _DIFFUSERS else ("as one file", "in shards")
+    return f"{base} is there {taken}, which from_pretrained loads and is taken, and {other}, which may be newer"
 
 
 def _choose(path: Path, names: set[str], options: ReadOptions) -> tuple[str, str]:

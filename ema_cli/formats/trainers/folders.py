@@ -29,8 +29,9 @@ SHARD = lazy_pattern(r"-\d{5,}-of-\d{5,}\.(?:safetensors|bin)$")
 # CONSOLIDATED.
 RANK_SHARD = lazy_pattern(r"^shard-(\d{5,})-(\w+)-(\d{5,})-of-(\d{5,})\.safetensors$")
 CONSOLIDATED = "consolidated"
+SHARDED = "sharded"  # where torch leaves the files of ranks that it puts together beside
 HF_METADATA = ".hf_metadata"  # beside such shards: NeMo AutoModel's configuration and tokenizer
-SAME_MODEL = (CONSOLIDATED, "sharded")  # folders in a checkpoint's with its model once more
+SAME_MODEL = (CONSOLIDATED, SHARDED)  # folders in a checkpoint's with its model once more
 # Parts of a Diffusers pipeline, each in a folder of its name.
 COMPONENTS = (
     "unet", "transformer", "transformer_2", "controlnet", "prior", "vae", "text_encoder", "text_encoder_2",

@@ -183,6 +183,29 @@ AVERAGES_FILES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.parametrize(("base", "taken"), [("model", "one file"), ("diffusion_pytorch_model", "shards")])
+def test_a_model_in_one_file_and_in_shards(base: str, taken: str, tmp_path: Path) -> None:
+    """save_pretrained leaves the older of both: what its library loads is taken, and it is said, from either side."""
+    saved = {"one file": torch.zeros(2), "shards": torch.ones(2)}
+    shards = {
+        f"{base}-0000{number}-of-00002.safetensors": {name: saved["shards"]} for number, name in enumerate("vw", 1)
+    }
+    for file, tensors in shards.items():
+        save_file(tensors, tmp_path / file)
+    names = {name: file for file, tensors in shards.items() for name in tensors}
+    (tmp_path / f"{base}.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert open_checkpoint(tmp_path).warnings == ()
+    save_file({name: saved["one file"].clone() for name in "vw"}, tmp_path / f"{base}.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert read_all(checkpoint.tensors) == dict.fromkeys("vw", stored_bytes(saved[taken]))
+    assert [base in warning and "which may be newer" in warning for warning in checkpoint.warnings] == [True]
+    for file in shards:
+        (tmp_path / file).unlink()
+    checkpoint = open_checkpoint(tmp_path)  # of what diffusers leaves the one file alone is whole
+    assert read_all(checkpoint.tensors) == dict.fromkeys("vw", stored_bytes(saved["one file"]))
+    assert checkpoint.warnings == ()
+
+
 @pytest.mark.parametrize("name", AVERAGES_FILES)
 def test_averages_in_a_file_beside_the_model(name: str, tmp_path: Path) -> None:
     """The model is raw, which is said; `--weights ema` takes the averages under its names, with its clocks and form."""

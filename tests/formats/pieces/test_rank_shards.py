@@ -189,6 +189,25 @@ def test_pieces_are_taken_where_what_was_put_together_is_not_whole(tmp_path: Pat
     assert any("put together of the files of 2 ranks" in note for note in checkpoint.notes)
 
 
+@pytest.mark.parametrize("place", ["sharded", "consolidated"])
+@pytest.mark.parametrize("scale", [2.5, 0.0])
+def test_numbers_that_torch_loses_where_it_puts_pieces_together(place: str, scale: float, tmp_path: Path) -> None:
+    """A tensor without dimensions is 0 in what torch puts together: its number comes from the pieces, with a word."""
+    saved = {"scale": torch.tensor(scale), "w": torch.ones(2, 2)}
+    pieces = tmp_path / "step-10" / "sharded" if place == "sharded" else tmp_path / "step-10"
+    write_shard(pieces / OWN.format(1, 1, 1), {name: (tensor, [0] * tensor.dim()) for name, tensor in saved.items()})
+    whole = tmp_path / "step-10" / "consolidated" if place == "consolidated" else tmp_path / "step-10"
+    whole.mkdir(exist_ok=True)
+    save_file({**saved, "scale": torch.tensor(0.0)}, whole / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "step-10")
+    assert read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in saved.items()}
+    said = [warning for warning in checkpoint.warnings if "'scale' is 0 in what was put together" in warning]
+    assert len(said) == (scale != 0)
+    assert (checkpoint.name, checkpoint.path) == ("step-10", tmp_path / "step-10")
+    assert checkpoint.pretrained is not None
+    assert checkpoint.pretrained.folder == whole
+
+
 def test_a_run_of_automodel_is_averaged(cli: Cli, tmp_path: Path) -> None:
     """All but the last checkpoint are pieces; the last is put together, too, with configuration and tokenizer."""
     run = tmp_path / "checkpoints"
