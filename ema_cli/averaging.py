@@ -18,7 +18,7 @@ from ema_cli.engines.engine import Engine
 from ema_cli.errors import UsageError
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.job import Job
-from ema_cli.kinds import as_count, as_list, as_size, check_flags, check_instance, check_path_kinds
+from ema_cli.kinds import as_count, as_list, as_size, check_flags, check_instance, check_keywords, check_path_kinds
 from ema_cli.making import Made, Recording, fold_here, make_pass, publish_outputs
 from ema_cli.manifest.fingerprint import fingerprints
 from ema_cli.passes import keep_more_blocks, plan_passes
@@ -86,7 +86,9 @@ def average(
         NonFiniteError: for a NaN or infinity, unless `allow_non_finite`.
         CheckpointError: where one cannot be read, or changes meanwhile.
         OutputError: where the target exists without `force`, or cannot be written.
+        TypeError: for an option that there is not.
     """
+    check_keywords("average", form, OutputKeywords)
     plans = as_list(plans)
     if not plans:
         raise UsageError("nothing to average: give a plan")

@@ -108,6 +108,17 @@ def check_flags(**options: object) -> None:
             raise UsageError(f"{_shown(value)} is neither True nor False", option=name)
 
 
+def check_keywords(caller: str, given: Iterable[str], known: type) -> None:
+    """Check that keywords are among those of a TypedDict: Python takes any in the place of `**keywords`.
+
+    Raises:
+        TypeError: for another one, in the words that Python has for parameters.
+    """
+    for name in given:
+        if name not in known.__annotations__:
+            raise TypeError(f"{caller}() got an unexpected keyword argument '{name}'")
+
+
 def check_instance(value: object, kind: type, what: str) -> None:
     """Check that an argument is of a class of this package.
 

@@ -154,3 +154,21 @@ def test_numbers_may_be_texts_but_counts_are_whole():
     for wrong in ("3", 3.0, True, 0, 2**50):
         with pytest.raises(EmaError):
             as_count(wrong, "x", "threads")
+
+
+def test_an_option_that_there_is_not_is_no_option(tmp_path: Path):
+    """As of any function: `lsat=10` and `dtpye="bfloat16"` were taken, and did nothing."""
+    write_torch_run(tmp_path / "run", [10, 20])
+    run = open_run(tmp_path / "run")
+    recipe = Recipe(half_life="10ba")
+    unknown: dict[str, Any] = {"dtpye": "bfloat16"}
+    calls: dict[str, Callable[[], object]] = {
+        "Recipe": lambda: Recipe(half_life="10ba", **unknown),
+        "average": lambda: average(make_plan(run, recipe), tmp_path / "x", **unknown),
+        "tune": lambda: tune(run, tmp_path / "x", evaluate=lambda path: 1.0, half_lives=["10ba"], **unknown),
+        "watch": lambda: watch(tmp_path / "run", tmp_path / "x", recipe, waiting={"once": True}, **unknown),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'dtpye'"):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import UsageError, option
-from ema_cli.kinds import as_count, check_flags
+from ema_cli.kinds import as_count, check_flags, check_keywords
 from ema_cli.law.coefficients import Coefficients
 from ema_cli.law.extrapolated import Extrapolated
 from ema_cli.law.law import Law
@@ -64,7 +64,9 @@ class Recipe:
 
         Raises:
             UsageError: for values or combinations that make no sense.
+            TypeError: for an option that there is not.
         """
+        check_keywords("Recipe", options, LawOptions)
         if law is not None and any(value is not None for value in options.values()):
             raise UsageError("a law is given twice", option="law", hint="a law, or the options that choose one")
         if law is None and last == 1 and all(value is None for value in options.values()):

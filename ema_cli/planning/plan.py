@@ -125,7 +125,7 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
         RunError: where clocks are missing in a unit that the recipe needs, or where nothing is left to average.
     """
     check_instance(run, Run, "what open_run returns")
-    check_instance(recipe, Recipe, "as Recipe(half_life='50ba')")
+    check_instance(recipe, Recipe, "a recipe: Recipe(half_life='50ba')")
     if not run.checkpoints:
         raise RunError("no checkpoint to average", subject=run.root)
     if isinstance(recipe.law, Bema) != (run.base is not None):

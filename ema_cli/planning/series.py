@@ -83,7 +83,7 @@ def make_series(run: Run, recipes: Recipe | Sequence[Recipe], *, every: Time | s
     recipes = as_list(recipes)
     check_instance(run, Run, "what open_run returns")
     for recipe in recipes:
-        check_instance(recipe, Recipe, "as Recipe(half_life='50ba')")
+        check_instance(recipe, Recipe, "a recipe: Recipe(half_life='50ba')")
     series = Series(None if every is None else as_time(every, "series_every"))
     return plan_series(run, recipes, series)
 

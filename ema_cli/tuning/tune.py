@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import EmaError, GateError, UsageError, option
-from ema_cli.kinds import as_count, check_flags, check_instance
+from ema_cli.kinds import as_count, check_flags, check_instance, check_keywords
 from ema_cli.law.time import Time
 from ema_cli.manifest.types import TuneRow
 from ema_cli.planning.plan import Plan, make_plan
@@ -115,7 +115,9 @@ def tune(
         UsageError: for values or combinations that make no sense.
         GateError: where no candidate has a finite metric, or the last checkpoint is the best, unless `allow_last`.
         EmaError: as `averaging.average`.
+        TypeError: for an option that there is not.
     """
+    check_keywords("tune", fixed, FixedKeywords)
     check_instance(run, Run, "what open_run returns")
     if not callable(evaluate):
         raise UsageError("is no function", option="evaluate", hint="a function of the path of a model")

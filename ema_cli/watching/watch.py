@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from ema_cli.errors import EmaError, UsageError
-from ema_cli.kinds import as_count, as_list, as_number, as_size, check_flags, check_instance, check_path_kinds
+from ema_cli.kinds import (
+    as_count,
+    as_list,
+    as_number,
+    as_size,
+    check_flags,
+    check_instance,
+    check_keywords,
+    check_path_kinds,
+)
 from ema_cli.law.recipe import Recipe
 from ema_cli.law.time import Time, as_time
 from ema_cli.runs.options import OpenOptions
@@ -84,12 +93,14 @@ def watch(
         NonFiniteError: for a NaN or infinity.
         CheckpointError: where a checkpoint cannot be read.
         OutputError: where the output cannot be written, exists without `force`, or another watch writes it.
+        TypeError: for an option that there is not.
     """
+    check_keywords("watch", form, OutputKeywords)
     check_path_kinds(path=path)
     check_flags(force=force)
     recipes = as_list(recipes)
     for recipe in recipes:
-        check_instance(recipe, Recipe, "as Recipe(half_life='500ba')")
+        check_instance(recipe, Recipe, "a recipe: Recipe(half_life='500ba')")
     if options is not None:
         check_instance(options, OpenOptions, "how the run is opened")
     given = _waiting({} if waiting is None else waiting)
