@@ -97,6 +97,8 @@ def average(
     threads = None if threads is None else as_count(threads, "threads", "threads")
     check_flags(force=force, manifest=manifest, checksum=checksum)
     check_path_kinds(sign=sign)
+    if executor is not None:
+        check_instance(executor, Executor, "one of concurrent.futures, as ProcessPoolExecutor(8)")
     options = OutputOptions.parse(**form)
     target = target if isinstance(target, Target) else parse_target(target, like_input=options.like_input)
     job = prepare(plans, target, options, force=force, manifest=manifest, goes_on=executor is not None)

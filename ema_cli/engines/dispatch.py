@@ -58,9 +58,10 @@ def dispatch(
         for task in tasks:
             running[send(task)] = task
         while running:
-            ended, _ = wait(running, _TICK_SECONDS, FIRST_COMPLETED)
+            wait(running, _TICK_SECONDS, FIRST_COMPLETED)
             engine.check()
-            for future in ended:
+            # A pool that is shut down cancels what waits, of which `wait` tells nothing.
+            for future in [each for each in running if each.done()]:
                 task = running.pop(future)
                 lost = _lost(engine, future)
                 if lost is None:

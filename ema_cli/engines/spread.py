@@ -19,6 +19,7 @@ from ema_cli.errors import OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
+from ema_cli.storage.begun_parts import is_wanted
 from ema_cli.storage.lease import LEASE_SECONDS, Held, Lease
 from ema_cli.storage.output_stream import WrittenFile
 from ema_cli.storage.staging.local import Sender, Staging
@@ -88,7 +89,7 @@ class Spread(Sharing):
             self._lease.__exit__(kind, error, trace)  # from here on workers stop at their next block
         if error is not None:
             self._stop()
-        if isinstance(error, EngineError):
+        if error is not None and is_wanted(self.staging.tasks, after_loss=isinstance(error, EngineError)):
             self.staging.keep()
         self.staging.__exit__(kind, error, trace)
 

@@ -10,14 +10,15 @@ from itertools import groupby
 from pathlib import Path
 
 from ema_cli.dataclass import dataclass
-from ema_cli.errors import CheckpointError, option
-from ema_cli.storage.location import location
+from ema_cli.errors import CheckpointError, Missing, option
+from ema_cli.storage.location import location, look_anew
 from ema_cli.storage.names import HUB, WEB, StorePath
 from ema_cli.storage.small_file import read_small_file, write_small_file
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
 from ema_cli.text import plural, some
 
 _NOTE = re.compile(r"part-([0-9]{1,6})-of-([0-9]{1,6})\.json")
+_RECORD = re.compile(r"[0-9]{5,}\.json")
 _MOST_BYTES = 16 << 20
 _NO_NOTE = (ValueError, TypeError, AttributeError, KeyError, RecursionError)  # what is there is not whole, or no note
 
@@ -71,6 +72,23 @@ class _Begun:
 def record_name(number: int) -> str:
     """Return the name of the file in which it is kept what became of a task."""
     return f"{number:05}.json"
+
+
+def is_wanted(folder: Path, *, after_loss: bool) -> bool:
+    """Return whether somebody goes on with what was made, by what is told in a folder; so where it cannot be read.
+
+    Parts do, and, after a loss of workers, whoever makes the same average again, if any of its tasks is done.
+    """
+    look_anew([folder])
+    try:
+        names = location(folder).names()
+    except Missing:
+        return False
+    except CheckpointError:
+        return True
+    if any(map(_NOTE.fullmatch, names)):
+        return True
+    return after_loss and any(_RECORD.fullmatch(name) for inner in names for name in _names(folder / inner))
 
 
 def not_there_yet(path: Path) -> tuple[str, str] | None:

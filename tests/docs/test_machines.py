@@ -15,6 +15,7 @@ _COMMANDS, _STORES, _SPREAD = (f"tests/engines/test_{name}.py" for name in ("com
 _WORKER, _OPENING, _OTHER = (f"tests/engines/test_{name}.py" for name in ("worker", "opening", "other_engines"))
 _TAKEN, _DIGEST, _VERIFY = (f"tests/engines/test_{name}.py" for name in ("taken_over", "digest", "verify"))
 _STAGING, _CLAIMS = "tests/storage/staging/test_shared.py", "tests/storage/staging/test_in_store.py"
+_EXECUTORS = "tests/engines/test_executors.py"
 _PART = "tests/engines/test_part.py"
 _BEGUN = "tests/engines/test_begun_parts.py"
 _BLOCKS, _SCALE = "tests/docs/test_blocks.py::test_a_page_s_commands_print_what_it_shows", "tests/test_scale.py"
@@ -127,7 +128,11 @@ KNOWN = {
         f"{_SPREAD}::test_a_worker_looks_for_the_lease_at_each_block",
         "tests/storage/test_lease.py::test_what_another_one_says_ends_the_work",
     ],
-    "Ctrl-C": [f"{_LOST}::test_the_one_who_asks_dies"],
+    "Ctrl-C": [
+        f"{_LOST}::test_the_one_who_asks_dies",
+        f"{_EXECUTORS}::test_what_parts_have_made_outlives_an_engine_that_fails",
+    ],
+    "an executor is shut down": [f"{_EXECUTORS}::test_a_pool_that_was_shut_down_meanwhile"],
     "a part dies, or is interrupted": [f"{_PARTS}::test_a_part_that_died_is_made_again_alone"],
     "the part that publishes dies": [f"{_COMMANDS}::test_a_part_that_is_killed_when_it_publishes"],
     "a disk is full": [
