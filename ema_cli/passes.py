@@ -33,7 +33,8 @@ _WINDOW_BYTES = 1 << 30  # many layers: the order of tensors differs between fil
 class Pass:
     """One reading of the checkpoints: the averages that are made of it, as a job, and its buffers.
 
-    segments: of large outputs, which are kept until they are whole; 0 where none are.
+    Attributes:
+        segments: of large outputs, which are kept until they are whole; 0 where none are.
     """
 
     job: Job

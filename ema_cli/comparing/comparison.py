@@ -18,10 +18,11 @@ from ema_cli.text import natural_key
 class TensorDistance:
     """One tensor in two checkpoints.
 
-    specs: its spec in each.
-    equal: whether all bytes are equal.
-    distance: how far apart the values are; None where it is compared for equality only.
-    non_finite: how many elements are NaN or infinite in each, except infinities that both have.
+    Attributes:
+        specs: its spec in each.
+        equal: whether all bytes are equal.
+        distance: how far apart the values are; None where it is compared for equality only.
+        non_finite: how many elements are NaN or infinite in each, except infinities that both have.
     """
 
     name: str
@@ -35,10 +36,11 @@ class TensorDistance:
 class TensorTotal:
     """Several tensors, those with values taken as one vector.
 
-    sums: of all values.
-    tensors, parameters: how many tensors and elements there are.
-    equal: how many tensors are equal to the byte.
-    has_values: whether one is compared by its values.
+    Attributes:
+        sums: of all values.
+        tensors, parameters: how many tensors and elements there are.
+        equal: how many tensors are equal to the byte.
+        has_values: whether one is compared by its values.
     """
 
     sums: DistanceSums
@@ -70,11 +72,12 @@ class TensorTotal:
 class Comparison:
     """Two checkpoints, compared.
 
-    tensors: each tensor that both have, in natural order of the names.
-    layers: by layer, in natural order.
-    total: as a whole.
-    only_one, only_other: names that only one of the two has.
-    different: names whose shapes or kinds differ, so that they cannot be compared.
+    Attributes:
+        tensors: each tensor that both have, in natural order of the names.
+        layers: by layer, in natural order.
+        total: as a whole.
+        only_one, only_other: names that only one of the two has.
+        different: names whose shapes or kinds differ, so that they cannot be compared.
     """
 
     one: Checkpoint

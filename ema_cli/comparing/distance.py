@@ -20,11 +20,12 @@ from ema_cli.folding.kernel.floats import Floats
 class Distance:
     """How far `one` is from `other`. Numbers are NaN where the values are.
 
-    distance: the norm of the difference.
-    norm_one, norm_other: the norm of each.
-    relative: the distance divided by `norm_other`; None where that is 0, unless the distance is 0 too: then 0.
-    cosine: of the angle between the two; None where a norm is 0.
-    largest: the largest difference of two values.
+    Attributes:
+        distance: the norm of the difference.
+        norm_one, norm_other: the norm of each.
+        relative: the distance divided by `norm_other`; None where that is 0, unless the distance is 0 too: then 0.
+        cosine: of the angle between the two; None where a norm is 0.
+        largest: the largest difference of two values.
     """
 
     distance: float
@@ -117,9 +118,10 @@ class ValueBlock:
     """A block of values of one checkpoint, to be compared with those of others.
 
     values [n]: in float64; a complex element is two of them.
-    squares: the sum of their squares.
-    scratch [2, n]: memory for what is computed on the way.
-    components: how many values make one element.
+    Attributes:
+        squares: the sum of their squares.
+        scratch: memory for what is computed on the way, [2, n].
+        components: how many values make one element.
     """
 
     values: Floats

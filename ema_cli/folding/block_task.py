@@ -29,10 +29,11 @@ Aside = Callable[[Callable[[], NonFiniteElements]], NonFiniteElements]
 class BlockTask:
     """What is to be done of one block, as data.
 
-    number: the position of the block in the order of the outputs, from 0.
-    block: which elements of which tensors.
-    weights: of each average and checkpoint.
-    rows: checkpoints to read before they are added: at most those of the workspace. They do not show in the bytes.
+    Attributes:
+        number: the position of the block in the order of the outputs, from 0.
+        block: which elements of which tensors.
+        weights: of each average and checkpoint.
+        rows: checkpoints to read before they are added: at most those of the workspace. They do not show in the bytes.
     """
 
     number: int
@@ -53,10 +54,11 @@ class BlockTask:
 class BlockOutput:
     """The bytes of a block in one average.
 
-    average: the number of the average.
-    dtype: the dtype in which the bytes are stored.
-    data: the bytes; they are valid until the next output is asked for.
-    non_finite: the elements that are not finite; None where all are.
+    Attributes:
+        average: the number of the average.
+        dtype: the dtype in which the bytes are stored.
+        data: the bytes; they are valid until the next output is asked for.
+        non_finite: the elements that are not finite; None where all are.
     """
 
     average: int

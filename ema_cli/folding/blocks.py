@@ -27,11 +27,12 @@ _MOST_PIECES = 4096  # in a block: each takes more memory than a small tensor
 class Group:
     """Tensors that share their bytes in every checkpoint (tied weights), to be folded once.
 
-    names: their names, in the order of the output.
-    spec: their spec in the newest checkpoint.
-    ranges: the elements that are folded: the first of each stretch, and how many.
-    target: the dtype in which they are written.
-    averaged: whether they are averaged; else copied from the newest checkpoint.
+    Attributes:
+        names: their names, in the order of the output.
+        spec: their spec in the newest checkpoint.
+        ranges: the elements that are folded: the first of each stretch, and how many.
+        target: the dtype in which they are written.
+        averaged: whether they are averaged; else copied from the newest checkpoint.
     """
 
     names: tuple[str, ...]
@@ -59,11 +60,12 @@ class Piece:
 class Block:
     """Pieces that are folded in one go: all of one dtype in each checkpoint, and of one in the output.
 
-    pieces: one after another.
-    count: elements in all of them.
-    dtypes: the dtype in which each checkpoint stores them, the oldest first.
-    target: the dtype in which they are written.
-    averaged: whether they are averaged; else copied from the newest checkpoint.
+    Attributes:
+        pieces: one after another.
+        count: elements in all of them.
+        dtypes: the dtype in which each checkpoint stores them, the oldest first.
+        target: the dtype in which they are written.
+        averaged: whether they are averaged; else copied from the newest checkpoint.
     """
 
     pieces: tuple[Piece, ...]

@@ -48,18 +48,19 @@ _CONNECTIONS = {Arrival.WHOLE: 16, Arrival.PIECES: 16, Arrival.STRAIGHT: 32}
 class BufferSizes:
     """How many threads fold, and how much each holds. None of it shows in the output.
 
-    threads: threads that fold from the start.
-    most_workers: threads on a slow disk, where most of them wait.
-    rows: checkpoints that a thread reads before it adds them.
-    row_bytes: bytes of one block of one checkpoint, in the type in which it is summed up.
-    stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
-    stretch: blocks that follow one another and that a thread folds one after the other, at least.
-    most_stretch: so many at most: a stretch has twice as many blocks as the one before, as long as many are left.
-    ahead: checkpoints whose blocks come before they are folded; 0 where each is read when it is.
-    window: bytes of a checkpoint within which tensors are folded in the order of its files; 0 where they are in that of
-        the output.
-    waits: whether each read is known to wait, as for a store: then a thread reads all rows at once.
-    copies: of what is read, so many are in memory for a moment besides the row itself.
+    Attributes:
+        threads: threads that fold from the start.
+        most_workers: threads on a slow disk, where most of them wait.
+        rows: checkpoints that a thread reads before it adds them.
+        row_bytes: bytes of one block of one checkpoint, in the type in which it is summed up.
+        stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
+        stretch: blocks that follow one another and that a thread folds one after the other, at least.
+        most_stretch: so many at most: a stretch has twice as many blocks as the one before, as long as many are left.
+        ahead: checkpoints whose blocks come before they are folded; 0 where each is read when it is.
+        window: bytes of a checkpoint within which tensors are folded in the order of its files; 0 where they are in
+            that of the output.
+        waits: whether each read is known to wait, as for a store: then a thread reads all rows at once.
+        copies: of what is read, so many are in memory for a moment besides the row itself.
     """
 
     threads: int

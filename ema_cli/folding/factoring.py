@@ -26,10 +26,11 @@ _MOST_SWEEPS = 60  # ten are many
 class Factors:
     """Two factors whose product comes nearest to a sum, in the Frobenius norm, among those of their rank.
 
-    left: [rows, rank]; right: [rank, columns]. Both have the same singular values; where the sum has a smaller rank,
-        the last columns and rows are 0.
-    norm: that of the sum.
-    lost: the norm of the difference.
+    Attributes:
+        left: [rows, rank]; right: [rank, columns]. Both have the same singular values; where the sum has a smaller
+            rank, the last columns and rows are 0.
+        norm: that of the sum.
+        lost: the norm of the difference.
     """
 
     left: Matrix

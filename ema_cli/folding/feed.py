@@ -21,10 +21,11 @@ _SOON_BYTES = 8 << 20  # before the end of a request the next one is made: a sto
 class _Request:
     """A request that was made.
 
-    ranges: what it brings.
-    pieces: receives it.
-    first: returns the first piece, which may have come meanwhile.
-    left: bytes that it still brings.
+    Attributes:
+        ranges: what it brings.
+        pieces: receives it.
+        first: returns the first piece, which may have come meanwhile.
+        left: bytes that it still brings.
     """
 
     ranges: list[FileRange]
@@ -36,7 +37,8 @@ class _Request:
 class Feed:
     """What comes of one checkpoint.
 
-    held: bytes that have come and are not taken.
+    Attributes:
+        held: bytes that have come and are not taken.
     """
 
     def __init__(self, reader: FoldReader, ask_for_more: Callable[[], None]) -> None:

@@ -49,9 +49,10 @@ _PATIENCE_SECONDS = 2
 class Average:
     """One average to make.
 
-    weights: one for each checkpoint, the oldest first; their sum is 1. A checkpoint of weight 0 does not enter. The
-        newest that enters gives the tensors that are copied.
-    sink: where the bytes go.
+    Attributes:
+        weights: one for each checkpoint, the oldest first; their sum is 1. A checkpoint of weight 0 does not enter. The
+            newest that enters gives the tensors that are copied.
+        sink: where the bytes go.
     """
 
     weights: Sequence[float]
@@ -62,9 +63,10 @@ class Average:
 class Factored:
     """How near the product of A and B comes to the average of the products, as a share of its Frobenius norm.
 
-    rank: of A and B.
-    error: of all modules together.
-    furthest: the module that is off most, and by how much.
+    Attributes:
+        rank: of A and B.
+        error: of all modules together.
+        furthest: the module that is off most, and by how much.
     """
 
     rank: int

@@ -22,8 +22,9 @@ _RANGE = 1e30  # float16 reaches less far; bfloat16 and float32 reach equally fa
 class NonFinite:
     """The tensors of one average that hold NaN or infinity. Noted from several threads.
 
-    let_through: those with a NaN or infinity that would be an error.
-    infinite: those with an infinity that is equal in all checkpoints.
+    Attributes:
+        let_through: those with a NaN or infinity that would be an error.
+        infinite: those with an infinity that is equal in all checkpoints.
     """
 
     def __init__(self, checkpoints: Sequence[Checkpoint], *, allowed: bool) -> None:

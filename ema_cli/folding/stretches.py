@@ -13,7 +13,8 @@ from ema_cli.folding.buffers import BufferSizes
 class Stretches:
     """The blocks of a fold that no thread has taken yet. Safe to use from several threads.
 
-    threads: threads that take blocks.
+    Attributes:
+        threads: threads that take blocks.
     """
 
     def __init__(self, tasks: Iterator[BlockTask], sizes: BufferSizes, checkpoints: int, nbytes: int) -> None:

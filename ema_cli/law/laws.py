@@ -26,16 +26,17 @@ from ema_cli.law.time import Time, as_time
 class LawOptions(TypedDict, total=False):
     """The options that choose a law: exactly one of `half_life`, `smoothing` and `profile`, with what goes with it.
 
-    half_life: training time after which a checkpoint counts half: "50ba", "2ep"; or a share of it so far, "5%ba".
-    smoothing: the share of the old average that one update keeps, in [0, 1].
-    profile: one of `PROFILES`.
-    sigma_rel: the relative width of the profile "power", in (0, 12 ** -0.5].
-    window: the training time before the newest checkpoint over which another profile is laid; all without it.
-    lag, multiplier, bias_power, ema_power: the numbers of the profile "bema".
-    extrapolate: how far beyond the average, of a half-life or a window, on the line from another one.
-    extrapolate_from: the half-life, or the window, of that; by default twice as long.
-    coefficients: instead, the weight of each checkpoint, by name or clock.
-    any_sum: take coefficients as they are, whatever their sum.
+    Attributes:
+        half_life: training time after which a checkpoint counts half: "50ba", "2ep"; or a share of it so far, "5%ba".
+        smoothing: the share of the old average that one update keeps, in [0, 1].
+        profile: one of `PROFILES`.
+        sigma_rel: the relative width of the profile "power", in (0, 12 ** -0.5].
+        window: the training time before the newest checkpoint over which another profile is laid; all without it.
+        lag, multiplier, bias_power, ema_power: the numbers of the profile "bema".
+        extrapolate: how far beyond the average, of a half-life or a window, on the line from another one.
+        extrapolate_from: the half-life, or the window, of that; by default twice as long.
+        coefficients: instead, the weight of each checkpoint, by name or clock.
+        any_sum: take coefficients as they are, whatever their sum.
     """
 
     half_life: Time | RelativeHalfLife | str | None

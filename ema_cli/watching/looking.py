@@ -35,9 +35,10 @@ Table = Mapping[Path, Info]
 class Pending:
     """A checkpoint that is not complete.
 
-    name: as the run has it.
-    path: where it lies.
-    clock: by its name; None where that says none.
+    Attributes:
+        name: as the run has it.
+        path: where it lies.
+        clock: by its name; None where that says none.
     """
 
     name: str

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 class Storing:
     """How the files of an average get to where they are made.
 
-    summed: whether to keep the sha256 of each up to date while it is written.
-    synced: whether the disk has to have them in the end.
-    sender: makes what sends them to a store instead; None where they are made in a folder.
-    segments: the memory of large ones, which are written past the page cache; None where none are.
+    Attributes:
+        summed: whether to keep the sha256 of each up to date while it is written.
+        synced: whether the disk has to have them in the end.
+        sender: makes what sends them to a store instead; None where they are made in a folder.
+        segments: the memory of large ones, which are written past the page cache; None where none are.
     """
 
     summed: bool

@@ -18,13 +18,14 @@ OPTIMIZER = "optimizer"  # what --drop leaves out
 class OutputKeywords(TypedDict, total=False):
     """The form of an output, in words.
 
-    dtype: the dtype of floating tensors, as "bfloat16"; they may then differ between checkpoints. Default: as in the
-        newest.
-    max_shard_size: most bytes of tensors in one file of a folder, as "5GB". Default: the shards of the newest.
-    allow_non_finite: let NaN and infinity pass.
-    like_input: write the newest checkpoint over again, with averages in the place of its weights.
-    drop: with like_input, "optimizer" leaves its state out.
-    exact_lora: of an adapter, average the products BA, and write A and B of this rank.
+    Attributes:
+        dtype: the dtype of floating tensors, as "bfloat16"; they may then differ between checkpoints. Default: as in
+            the newest.
+        max_shard_size: most bytes of tensors in one file of a folder, as "5GB". Default: the shards of the newest.
+        allow_non_finite: let NaN and infinity pass.
+        like_input: write the newest checkpoint over again, with averages in the place of its weights.
+        drop: with like_input, "optimizer" leaves its state out.
+        exact_lora: of an adapter, average the products BA, and write A and B of this rank.
     """
 
     dtype: str | DType | None

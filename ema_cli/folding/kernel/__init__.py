@@ -95,10 +95,11 @@ def sum_to_1(weights: Sequence[float]) -> bool:
 class SumSpec:
     """What is summed up in one block.
 
-    count: elements in the block.
-    dtypes: the dtype in which each checkpoint stores them, the oldest first: floating or complex.
-    target: the dtype in which the averages are stored.
-    weights: of each average and checkpoint.
+    Attributes:
+        count: elements in the block.
+        dtypes: the dtype in which each checkpoint stores them, the oldest first: floating or complex.
+        target: the dtype in which the averages are stored.
+        weights: of each average and checkpoint.
     """
 
     count: int
@@ -132,10 +133,11 @@ class NonFiniteElements:
 class Spans:
     """Where the stored bytes of several checkpoints' blocks lie in open files, or come from connections.
 
-    offsets: where in its file the block of each checkpoint begins.
-    numbers: of each span a descriptor, its first byte there, and its bytes; those of a checkpoint one after another. Of
-        a connection the first byte is -1: the next ones are taken.
-    counts: how many spans each checkpoint has.
+    Attributes:
+        offsets: where in its file the block of each checkpoint begins.
+        numbers: of each span a descriptor, its first byte there, and its bytes; those of a checkpoint one after
+            another. Of a connection the first byte is -1: the next ones are taken.
+        counts: how many spans each checkpoint has.
     """
 
     offsets: Sequence[int]
@@ -147,10 +149,11 @@ class Spans:
 class ReadEnd:
     """How the reading of spans ended.
 
-    seconds: that all reads took.
-    span: the number of the span whose bytes could not be read; below 0 where all were, or `stop` was set.
-    offset: where in its file.
-    error: the system's number for the reason; 0 where the file ends there.
+    Attributes:
+        seconds: that all reads took.
+        span: the number of the span whose bytes could not be read; below 0 where all were, or `stop` was set.
+        offset: where in its file.
+        error: the system's number for the reason; 0 where the file ends there.
     """
 
     seconds: float
@@ -221,11 +224,12 @@ class Workspace(Protocol):
 class WorkspaceSize:
     """How much one thread holds at once.
 
-    rows: checkpoints that are read before they are added.
-    row_bytes: bytes of one block of one checkpoint, in the type of the sum.
-    averages: averages that are made at once.
-    bases: different newest checkpoints among these.
-    stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
+    Attributes:
+        rows: checkpoints that are read before they are added.
+        row_bytes: bytes of one block of one checkpoint, in the type of the sum.
+        averages: averages that are made at once.
+        bases: different newest checkpoints among these.
+        stored_bytes: the most bytes of such a block as it is stored; 0 where that may be `row_bytes`.
     """
 
     rows: int
@@ -238,7 +242,8 @@ class WorkspaceSize:
 class Kernel(Protocol):
     """One way to do the arithmetic.
 
-    rows, row_bytes: the `WorkspaceSize` with which it is fastest.
+    Attributes:
+        rows, row_bytes: the `WorkspaceSize` with which it is fastest.
     """
 
     @property

@@ -19,13 +19,14 @@ _ALIGNMENT = 64
 class Views:
     """The buffers as rows of `count` floats, and a few more that pad each row to n.
 
-    rows [K + 1, n]: checkpoints, after one row for the sum so far.
-    row_bytes: of each row but the first, the memory of its `count` floats: numbers stored as such are read to it.
-    spare [K + 1, n]: as `rows`; None where all averages have one newest checkpoint.
-    stored [K, n/2 floats]: the bytes of numbers that are stored in a narrower type.
-    sums [averages, n]: the sums.
-    newest [bases, n]: the values of each newest checkpoint.
-    scratch [n]: for rounding.
+    Attributes:
+        rows: checkpoints, after one row for the sum so far, [K + 1, n].
+        row_bytes: of each row but the first, the memory of its `count` floats: numbers stored as such are read to it.
+        spare: as `rows`, [K + 1, n]; None where all averages have one newest checkpoint.
+        stored: the bytes of numbers that are stored in a narrower type, [K, n/2 floats].
+        sums: the sums, [averages, n].
+        newest: the values of each newest checkpoint, [bases, n].
+        scratch: for rounding, [n].
     """
 
     count: int

@@ -33,8 +33,9 @@ _ON_TOKENS = ("layer_replication", "trainable_token_indices")  # what a base mod
 class Change:
     """What an adapter does to a tensor of its base model.
 
-    whole: the name in the adapter of what takes its place; None where it stays.
-    pair: whose product is added; None for none.
+    Attributes:
+        whole: the name in the adapter of what takes its place; None where it stays.
+        pair: whose product is added; None for none.
     """
 
     whole: str | None = None

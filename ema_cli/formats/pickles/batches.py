@@ -34,14 +34,15 @@ _uint = struct.Struct("<I").unpack_from
 class _Batch:
     """The instructions of one batch, from behind its mark to its end, and what they were read into.
 
-    data: their bytes.
-    pairs: the keys and values, one after another.
-    remembered: what was added to the memo.
-    hooks: the places in it of hooks of tensors, which are empty dicts, and the one thing that could be changed: each
-        pickle gets its own.
-    before: what could be used of the memo before the batch, by its number.
-    uses: what is used of that; None as long as nobody looked.
-    names: the classes and functions that it names itself, once somebody looked.
+    Attributes:
+        data: their bytes.
+        pairs: the keys and values, one after another.
+        remembered: what was added to the memo.
+        hooks: the places in it of hooks of tensors, which are empty dicts, and the one thing that could be changed:
+            each pickle gets its own.
+        before: what could be used of the memo before the batch, by its number.
+        uses: what is used of that; None as long as nobody looked.
+        names: the classes and functions that it names itself, once somebody looked.
     """
 
     data: bytes

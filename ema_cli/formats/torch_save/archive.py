@@ -111,10 +111,11 @@ class Archive:
 class _Pattern:
     """Bytes that archives which are alike have in common, and the places between them where the archive's name stands.
 
-    size: how many bytes there are in all.
-    rest: takes the bytes that count from all, but for the name.
-    names: takes the name, from all places.
-    value: what `rest` took.
+    Attributes:
+        size: how many bytes there are in all.
+        rest: takes the bytes that count from all, but for the name.
+        names: takes the name, from all places.
+        value: what `rest` took.
     """
 
     size: int
@@ -140,9 +141,10 @@ class _Pattern:
 class _Headers:
     """The local headers of some records.
 
-    reads: first byte and size of each read that takes them in; small records between them come, too.
-    pattern: what has to be in these bytes, one after the other.
-    spans: where the records lie.
+    Attributes:
+        reads: first byte and size of each read that takes them in; small records between them come, too.
+        pattern: what has to be in these bytes, one after the other.
+        spans: where the records lie.
     """
 
     reads: list[Span]
@@ -177,10 +179,11 @@ class _Headers:
 class _Known:
     """An archive that was read, for those that are like it.
 
-    directory: what has to be in the directory; None where another archive cannot be known by it.
-    entries: the entries of the directory, by their names.
-    around: with what these begin: the archive's own name.
-    headers: local headers that were read, by the names of their records.
+    Attributes:
+        directory: what has to be in the directory; None where another archive cannot be known by it.
+        entries: the entries of the directory, by their names.
+        around: with what these begin: the archive's own name.
+        headers: local headers that were read, by the names of their records.
     """
 
     directory: _Pattern | None

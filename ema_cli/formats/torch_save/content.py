@@ -179,11 +179,12 @@ class TorchFile:
 class _Last:
     """The tensors of a file that was read before. Those of the next one of its run are mostly described alike.
 
-    refs: their descriptions by name. Pickles that are equal, or batches in them, have the very same descriptions.
-    keys: the key of the storage of each.
-    spans: where these storages lie.
-    begins: the byte of its storage at which each tensor begins.
-    tensors: what was made of them.
+    Attributes:
+        refs: their descriptions by name. Pickles that are equal, or batches in them, have the very same descriptions.
+        keys: the key of the storage of each.
+        spans: where these storages lie.
+        begins: the byte of its storage at which each tensor begins.
+        tensors: what was made of them.
     """
 
     refs: Mapping[str, object]
