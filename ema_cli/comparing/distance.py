@@ -117,8 +117,8 @@ class DistanceSums:
 class ValueBlock:
     """A block of values of one checkpoint, to be compared with those of others.
 
-    values [n]: in float64; a complex element is two of them.
     Attributes:
+        values: in float64, [n]; a complex element is two of them.
         squares: the sum of their squares.
         scratch: memory for what is computed on the way, [2, n].
         components: how many values make one element.

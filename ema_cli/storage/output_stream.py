@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Protocol
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import OutputError, option
@@ -30,8 +31,38 @@ class WrittenFile:
     sha256: str
 
 
+class NewFile(Protocol):
+    """A new file that is written by range, from several threads: on a disk, or on its way into a store.
+
+    All methods raise an OutputError where that is refused.
+    """
+
+    def write(self, offset: int, data: bytes | memoryview, *, noted: bool = True, ahead: bool = False) -> None:
+        """Take `data` for byte `offset`.
+
+        Args:
+            offset: the byte of the file at which they begin.
+            data: the bytes, which may change afterwards.
+            noted: whether to sum them up at once; of many small pieces that costs more than to read them in the end.
+            ahead: whether they may belong far behind what comes next.
+        """
+
+    def sync(self) -> None:
+        """Wait until all of it is where it has to be: on the disk, or sent."""
+
+    def sha256(self) -> str:
+        """Return the sha256 of the whole file as hexadecimal text, empty where it is not summed."""
+        ...
+
+    def give_up(self) -> None:
+        """Let threads go that wait: nobody needs the file any more."""
+
+    def close(self) -> None:
+        """Close what is open for it."""
+
+
 class OutputStream:
-    """A new file that is written by range, from several threads.
+    """A new file on a disk, a `NewFile`.
 
     Args:
         path: where; nothing may be there yet.

@@ -24,7 +24,7 @@ from ema_cli.formats.torch_save.writer import TorchOutput
 from ema_cli.manifest.sums import files_beside
 from ema_cli.storage.around import Copy, pieces
 from ema_cli.storage.location import location
-from ema_cli.storage.output_stream import OutputStream, WrittenFile, write_file
+from ema_cli.storage.output_stream import NewFile, OutputStream, WrittenFile, write_file
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging.local import Sender, Staging
@@ -34,7 +34,6 @@ from ema_cli.writing.outputs import Output, is_large
 from ema_cli.writing.target import Target
 
 if TYPE_CHECKING:
-    from ema_cli.storage.store.store_stream import StoreStream
     from ema_cli.writing.piece_sink import PieceSink
 
 _INPUT_DESCRIPTORS = 256
@@ -87,7 +86,7 @@ def publish(staging: Staging, target: Target, staged: Path, *, force: bool) -> N
 class _TensorFile:
     """An open file of tensors: the byte at which its data begin, and where in them each tensor does."""
 
-    stream: OutputStream | StoreStream
+    stream: NewFile
     data_begin: int
     begins: Mapping[str, int]
 
@@ -128,7 +127,7 @@ class FileSink(OpenFiles):
         sink.streams.append(stream)
         return sink
 
-    def _take(self, output: Output, file: OutputFile, stream: OutputStream | StoreStream) -> None:
+    def _take(self, output: Output, file: OutputFile, stream: NewFile) -> None:
         """Write the tensors of a file into a stream from now on."""
         begins = file.table.begins
         if output.originals or "/" in file.name:
@@ -166,7 +165,7 @@ def make_sink(output: Output, folder: Path, storing: Storing) -> FileSink | Piec
     return PieceSink(files, places, folder, storing)
 
 
-def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]], threads: int) -> list[str]:
+def finish_files(files: Sequence[tuple[OutputFile, NewFile]], threads: int) -> list[str]:
     """Finish files whose tensors are written, several at once; return the sha256 of each, empty where it is not kept.
 
     Each gets the bytes that depend on the tensors, is on the disk then, and is summed up to its end.
@@ -175,7 +174,7 @@ def finish_files(files: Sequence[tuple[OutputFile, OutputStream | StoreStream]],
         OutputError: where one cannot be written.
     """
 
-    def finish(file: OutputFile, stream: OutputStream | StoreStream) -> str:
+    def finish(file: OutputFile, stream: NewFile) -> str:
         if isinstance(stream, OutputStream):
             file.finish(stream)
         stream.sync()

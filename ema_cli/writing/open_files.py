@@ -11,15 +11,13 @@ from ema_cli.dataclass import dataclass
 from ema_cli.formats.output_file import FramedFile, OutputFile
 from ema_cli.storage.direct_stream import DirectStream, is_direct
 from ema_cli.storage.location import location
-from ema_cli.storage.output_stream import OutputStream
+from ema_cli.storage.output_stream import NewFile, OutputStream
 from ema_cli.storage.segments import Segments
 from ema_cli.storage.staging.local import Sender
 from ema_cli.system.threads import reading_pool
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
-
-    from ema_cli.storage.store.store_stream import StoreStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,9 @@ class OpenFiles:
         """
         self.folder = folder
         self.storing = storing
-        self.streams: list[OutputStream | StoreStream] = []
+        self.streams: list[NewFile] = []
 
-    def begin(self, file: OutputFile) -> OutputStream | StoreStream:
+    def begin(self, file: OutputFile) -> NewFile:
         """Begin a file with its header.
 
         Raises:
@@ -70,9 +68,8 @@ class OpenFiles:
         path, how = self.folder / file.name, self.storing
         if how.sender is not None:
             around = file if isinstance(file, FramedFile) else None
-            sent = how.sender(path, file.size, file.header, around, summed=how.summed)
-            self.streams.append(sent)
-            return sent
+            self.streams.append(how.sender(path, file.size, file.header, around, summed=how.summed))
+            return self.streams[-1]
         location(path.parent).make_folder()
         if how.segments is not None and goes_past_cache(file):
             stream: OutputStream = DirectStream(path, file.size, how.segments, summed=how.summed, synced=how.synced)
@@ -95,7 +92,7 @@ class OpenFiles:
 
 
 @contextmanager
-def finishing(streams: Sequence[OutputStream | StoreStream], threads: int) -> Iterator[ThreadPoolExecutor]:
+def finishing(streams: Sequence[NewFile], threads: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool whose threads bring files to the disk and sum them up. After an error none waits for a sum, and
     nobody for a thread: one may copy from a store that does not answer.
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from ema_cli.folding.sink import TensorRange
 from ema_cli.formats.copies.copied_file import CopiedFile, Frame
 from ema_cli.formats.copies.stored import StoredPiece
-from ema_cli.storage.output_stream import OutputStream
+from ema_cli.storage.output_stream import NewFile
 from ema_cli.writing.open_files import OpenFiles, Storing
 
-if TYPE_CHECKING:
-    from ema_cli.storage.store.store_stream import StoreStream
-
-_Stream: TypeAlias = "OutputStream | StoreStream"
-_Write: TypeAlias = "tuple[_Stream, int, memoryview]"
+_Write: TypeAlias = "tuple[NewFile, int, memoryview]"
 
 
 class PieceSink(OpenFiles):
@@ -46,7 +42,7 @@ class PieceSink(OpenFiles):
         super().__init__(folder, storing)
         self._pieces = pieces
         # By the original: the copy, and where its bytes go.
-        self._files: dict[Path, tuple[_Stream, Frame]] = {}
+        self._files: dict[Path, tuple[NewFile, Frame]] = {}
         try:
             for file in files:
                 self._files[file.source.path] = self.begin(file), file.around
@@ -59,7 +55,7 @@ class PieceSink(OpenFiles):
         for stream, offset, part in _joined(self._writes(ranges, data), data):
             stream.write(offset, part, ahead=ranges[0].tied)
 
-    def _writes(self, ranges: Sequence[TensorRange], data: memoryview) -> Iterator[tuple[_Stream, int, int, int]]:
+    def _writes(self, ranges: Sequence[TensorRange], data: memoryview) -> Iterator[tuple[NewFile, int, int, int]]:
         """Yield what is to be written in one stretch: the file, the byte in it, the byte in `data`, the size.
 
         Elements that lie apart are written at once.
@@ -80,13 +76,13 @@ class PieceSink(OpenFiles):
             position += part.size
 
     @staticmethod
-    def _scatter(piece: StoredPiece, stream: _Stream, shift: int, first: int, data: memoryview) -> None:
+    def _scatter(piece: StoredPiece, stream: NewFile, shift: int, first: int, data: memoryview) -> None:
         piece.write(lambda offset, part: stream.write(offset + shift, part, noted=False), first, data)
 
 
-def _joined(writes: Iterator[tuple[_Stream, int, int, int]], data: memoryview) -> Iterator[_Write]:
+def _joined(writes: Iterator[tuple[NewFile, int, int, int]], data: memoryview) -> Iterator[_Write]:
     """Yield the writes, those joined that are neighbours in the file and in `data`."""
-    current: tuple[_Stream, int, int, int] | None = None
+    current: tuple[NewFile, int, int, int] | None = None
     for stream, offset, at, size in writes:
         if current is not None and current[0] is stream and current[1] - offset == current[2] - at == -current[3]:
             current = (stream, current[1], current[2], current[3] + size)

@@ -18,14 +18,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from ema_cli.errors import OutputError, option
-from ema_cli.storage.output_stream import output_errors
+from ema_cli.storage.output_stream import NewFile, output_errors
 from ema_cli.storage.staging import renames
 from ema_cli.storage.staging.folder_locks import close_folder, is_held_by_another, lock_folder, open_folder, sync_folder
 from ema_cli.system.signals import deferred_signals, note_publication
 
 if TYPE_CHECKING:
     from ema_cli.storage.around import Around
-    from ema_cli.storage.store.store_stream import StoreStream
 
 _PREFIX = ".ema-cli-"
 SHARED_PREFIX = f"{_PREFIX}parts-"
@@ -38,10 +37,10 @@ _SHARED_DAYS = 7  # parts of an average may wait in a queue, and those that are 
 class Sender(Protocol):
     """Makes what sends a file to a store while it is made."""
 
-    def __call__(self, path: Path, size: int, header: bytes, around: Around | None, *, summed: bool) -> StoreStream:
+    def __call__(self, path: Path, size: int, header: bytes, around: Around | None, *, summed: bool) -> NewFile:
         """Return the stream of a file, `path` being the one that it would have in the private folder.
 
-        The other arguments are those of `StoreStream`.
+        The other arguments are those of `store_stream.StoreStream`.
         """
 
 
