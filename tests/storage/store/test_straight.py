@@ -394,7 +394,8 @@ def test_what_is_not_there_when_the_rest_is_asked_for_is_an_error(
     def replace(handler: _Handler, body: bytes) -> None:
         real(handler, body)
         if handler.ends_after is not None:
-            (tmp_path / "step-200.safetensors").write_bytes(b"x" * 2_000_000)
+            (tmp_path / "other").write_bytes(b"x" * 2_000_000)
+            (tmp_path / "other").replace(tmp_path / "step-200.safetensors")  # at once: never an empty one
 
     monkeypatch.setattr(_Handler, "give_body", replace)
     server.cut = {"/step-200.safetensors": [200 * _KIB]}
