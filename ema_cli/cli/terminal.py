@@ -148,7 +148,7 @@ def _print_stored(out: Console, stored: StoredView | None, plans: Sequence[Plan]
 
 def _print_head(out: Console, view: RunView) -> None:
     out.print(shown(sentences.headline(view), "bold"), soft_wrap=True)
-    several = len(view.run.checkpoints) > 1
+    several = len(view.run.checkpoints) > 1 and view.tensors.count
     compared = "; their values are not compared" if several else ""  # headers alone are read
     out.print(shown(sentences.tensors_line(view.tensors) + compared), soft_wrap=True)
 

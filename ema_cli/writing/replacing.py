@@ -10,7 +10,7 @@ from ema_cli.formats import open_checkpoint
 from ema_cli.formats.mark import FOLDER_NAME, SIGNATURE_NAME, SUMS_NAME
 from ema_cli.manifest.sums import files_beside, is_own_sidecar
 from ema_cli.storage.info import Info, Kind
-from ema_cli.storage.location import left_by_the_dead, location, missing_folder, walk
+from ema_cli.storage.location import held_claim_on, left_by_the_dead, location, missing_folder, walk
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.storage.source import InputFile
@@ -31,10 +31,7 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
         _check_surroundings(target)
         info = _look(target.path)
         if info.exists and not _is_left_alone(target.path, info):
-            _check_replaceable(target, info, force=force)
-            check_no_input(target, inputs)
-            if target.is_folder:
-                _check_own_folder(target.path)
+            _check_existing(target, info, inputs, force=force)
     except CheckpointError as error:
         raise OutputError(error.fact, subject=error.subject, hint=error.advice(mentioned) or WRITE_ELSEWHERE) from error
 
@@ -66,17 +63,29 @@ def _look(path: Path) -> Info:
     return info
 
 
-def _check_replaceable(target: Target, info: Info, *, force: bool) -> None:
-    """Check that a file would replace a file, or a folder a folder, and that the user wants that."""
+def _check_existing(target: Target, info: Info, inputs: Sequence[InputFile], *, force: bool) -> None:
+    """Check that what is there may be replaced, and that the user wants it. `--force` is named where it would do."""
+    try:
+        _check_replaceable(target, info)
+        check_no_input(target, inputs)
+        if target.is_folder:
+            _check_own_folder(target.path)
+    except OutputError as error:
+        if force:
+            raise
+        if held_claim_on(target.path) is None:  # else it is of a run that writes there now
+            fact = f"exists already, and {error.fact}"
+            raise OutputError(fact, subject=target.path, hint=error.advice(mentioned)) from error
+    if not force:
+        hint = f"replace it with {option('force', True)}, or write elsewhere with {option('o')}"
+        raise OutputError("exists already", subject=target.path, hint=hint)
+
+
+def _check_replaceable(target: Target, info: Info) -> None:
+    """Check that a file would replace a file, or a folder a folder."""
     path = target.path
     if not (info.is_file or info.is_folder):
         raise OutputError("is neither a regular file nor a folder", subject=path, hint=WRITE_ELSEWHERE)
-    if not force:
-        raise OutputError(
-            "exists already",
-            subject=path,
-            hint=f"replace it with {option('force', True)}, or write elsewhere with {option('o')}",
-        )
     if info.is_folder != target.is_folder:
         present, wanted = ("a folder", "a file") if info.is_folder else ("a file", "a folder")
         raise OutputError(f"is {present}, and {wanted} would replace it", subject=path, hint=WRITE_ELSEWHERE)

@@ -54,6 +54,17 @@ def test_an_existing_target_needs_force(tmp_path: Path):
     check_target(Target(path, False), (), force=True)
 
 
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_nobody_is_told_to_force_what_cannot_be_replaced(tmp_path: Path, is_folder: bool):
+    """Who followed the hint was refused once more, by another error: the run itself, named as the output."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="exists already, and ") as raised:
+        check_target(Target(tmp_path / "run", is_folder), (), force=False)
+    assert "force" not in str(raised.value.hint)
+    assert "write elsewhere" in str(raised.value.hint)
+
+
 SUM = "0" * 64
 
 
