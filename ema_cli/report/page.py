@@ -239,7 +239,7 @@ def _recipe(manifest: Manifest) -> str:
     settings = [
         (_RECIPE_WORDS.get(name, name.replace("_", " ")), _value(value))
         for name, value in sorted(manifest["recipe"].items())
-        if name not in _NOT_SHOWN and value not in (None, False, [], {})
+        if name not in _NOT_SHOWN and value not in (None, False, [], {}) and (name, value) != ("from", "raw")
     ]
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(manifest["libraries"].items()))
     settings += [("made by", f"ema-cli {manifest['tool']['version']}, with {libraries}")]
