@@ -43,9 +43,9 @@ Examples: the plan; the average; several in one pass; the same once more
   ema-cli average ckpts/ --half-life 20ba --half-life 50ba -o averages
   ema-cli average ckpts/ --recipe release/ema-manifest.json -o again
 
-One of --half-life, --smoothing, --profile and --recipe says what is averaged. The manifest (ema-manifest.json) and \
-the sums (SHA256SUMS) lie in a folder's average, or beside a file: release.safetensors.manifest.json, \
-release.safetensors.sha256."""
+One of --half-life, --smoothing, --profile, --coefficients and --recipe says what is averaged. The manifest \
+(ema-manifest.json) and the sums (SHA256SUMS) lie in a folder's average, or beside a file: \
+release.safetensors.manifest.json, release.safetensors.sha256."""
 
     run: RunOptions = field(default_factory=RunOptions)
     allow_approximate: Annotated[

@@ -49,7 +49,8 @@ Examples: a run, and what would enter its average; several half-lives side by si
   ema-cli inspect ckpts/ --half-life 20ba --half-life 50ba
   ema-cli inspect release.safetensors
 
-Only headers are read: the weights themselves are not compared. Nothing is written."""
+Without PATHS it is the working folder. Only headers are read: the weights themselves are not compared. Nothing is \
+written."""
 
     run: RunOptions = field(default_factory=RunOptions)
     gates: GateOptions = field(default_factory=GateOptions)
