@@ -26,7 +26,6 @@ _LEAST_BUFFER_BYTES = 2 << 20
 _SEGMENTS_OF_ONE = 8  # large average: what several threads make, and what waits for the disk
 _LEAST_SEGMENTS_OF_ONE = 2
 _MOST_SEGMENTS = 32
-_WINDOW_BYTES = 1 << 30  # many layers: the order of tensors differs between files within these, as a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +141,7 @@ def _divided(job: Job, budget: int, threads: int | None) -> Pass:
         arrives=arrival(job.checkpoints),
     )
     # What is sent is sent in its order.
-    sizes = replace(sizes, window=_WINDOW_BYTES) if from_store and not job.is_sent else sizes
-    return Pass(job, sizes, segments)
+    return Pass(job, replace(sizes, window=0) if job.is_sent else sizes, segments)
 
 
 def _most_segments(job: Job) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from enum import Enum
 
@@ -23,13 +23,14 @@ _COPIES = 2  # of a block from the Hub: what its client has received, and what i
 _REQUEST_BYTES = 1 << 24
 _LONG_REQUEST_BYTES = 1 << 27
 _MOST_STRETCH = 512  # blocks, each of which takes some memory
-_HELD_BYTES = 1 << 19  # of a checkpoint that comes ahead, what came with the last piece of a block
+_HELD_BYTES = 1 << 19  # of a checkpoint that comes ahead in pieces, what came with the last one of a block
 _MOST_CONNECTIONS = 48
 _LEAST_WORKERS = 2  # where nothing comes ahead: one waits for its requests while the other adds
 _LEAST_ROWS = 2
 _SHORT_ROW_BYTES = 1 << 17  # rather fewer rows than shorter ones
 _LEAST_ROW_BYTES = 1 << 16  # for 64 KiB of a row even a thread of many is worth its calls
 _MOST_WORKERS = 64
+_WINDOW_BYTES = 1 << 30  # many layers: the order of tensors differs between files within these, as a rule
 
 
 class Arrival(Enum):
@@ -42,6 +43,9 @@ class Arrival(Enum):
 
 # To begin with. Ours cost little: two threads receive from sixteen each, so that one works while the other waits.
 _CONNECTIONS = {Arrival.WHOLE: 16, Arrival.PIECES: 16, Arrival.STRAIGHT: 32}
+# So many checkpoints may have a request each that goes on over many blocks: one of obstore's takes 2.5 MB of memory,
+# what comes over one of ours waits in the system.
+_MOST_AHEAD = {Arrival.WHOLE: 0, Arrival.PIECES: _MOST_CONNECTIONS, Arrival.STRAIGHT: 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class BufferSizes:
         stretch: blocks that follow one another and that a thread folds one after the other, at least.
         most_stretch: so many at most: a stretch has twice as many blocks as the one before, as long as many are left.
         ahead: checkpoints whose blocks come before they are folded; 0 where each is read when it is.
+        held: bytes of each of these that may come with a block, and are of the next one.
         window: bytes of a checkpoint within which tensors are folded in the order of its files; 0 where they are in
             that of the output.
         waits: whether each read is known to wait, as for a store: then a thread reads all rows at once.
@@ -71,6 +76,7 @@ class BufferSizes:
     stretch: int = 1
     most_stretch: int = 1
     ahead: int = 0
+    held: int = 0
     waits: bool = False
     copies: int = 0
     window: int = 0
@@ -78,7 +84,12 @@ class BufferSizes:
     @property
     def most_readers(self) -> int:
         """Return how many threads wait for a disk or store: for each row, or each request and what comes alone."""
-        return self.most_workers * max(self.rows, self.ahead + 1 if self.ahead else 0)
+        return self.most_workers * max(self.rows, min(self.ahead, _MOST_CONNECTIONS) + 1 if self.ahead else 0)
+
+    @property
+    def most_connections(self) -> int:
+        """Return how many connections there may be to a store: the next request is made before one has ended."""
+        return 2 * self.most_workers * self.ahead
 
     def workspace(self, averages: int = 1, newest: int = 1) -> WorkspaceSize:
         """Return the size of one thread's workspace, for averages with so many different newest checkpoints."""
@@ -86,7 +97,7 @@ class BufferSizes:
 
     def worker_bytes(self, averages: int = 1, newest: int = 1, kernel: Kernel | None = None) -> int:
         """Return the memory of one thread, and of what comes ahead for it."""
-        received = self.ahead * (2 * self.stored_bytes + _HELD_BYTES)  # one block is folded, one comes
+        received = self.ahead * (2 * self.stored_bytes + self.held)  # one block is folded, one comes
         received += self.copies * self.rows * self.stored_bytes
         return (kernel or chosen_kernel().kernel).worker_bytes(self.workspace(averages, newest)) + received
 
@@ -106,12 +117,19 @@ def in_store(checkpoints: Iterable[Checkpoint]) -> bool:
     return any(isinstance(checkpoint.path, StorePath) for checkpoint in checkpoints)
 
 
-def arrival(checkpoints: Iterable[Checkpoint]) -> Arrival:
+def arrival(checkpoints: Collection[Checkpoint]) -> Arrival:
     """Return how long requests bring the bytes of these checkpoints, which lie in stores."""
     paths = [each.path for each in checkpoints]
     if any(isinstance(path, StorePath) and path.scheme == HUB for path in paths):
         return Arrival.WHOLE
-    return Arrival.STRAIGHT if all(isinstance(path, StorePath) and is_plain(path) for path in paths) else Arrival.PIECES
+    if not all(isinstance(path, StorePath) and is_plain(path) for path in paths):
+        return Arrival.PIECES
+    from ema_cli.storage.store.object_file import ObjectFile  # which only those need who read from a store
+    from ema_cli.storage.store.straight import answers_us
+
+    files = (file for each in checkpoints for file in each.files if isinstance(file, ObjectFile) and file.size)
+    first = next(files, None)
+    return Arrival.STRAIGHT if first is None or answers_us(first.path, first.stored) else Arrival.PIECES
 
 
 def divide_memory(
@@ -168,7 +186,7 @@ def _store_sizes(checkpoints: int, arrives: Arrival) -> BufferSizes:
     Of very many checkpoints a thread has no request for each, and the Hub's client gives all that a request brings at
     once: then one brings a block, and several wait side by side.
     """
-    is_ahead = arrives is not Arrival.WHOLE and checkpoints <= _MOST_CONNECTIONS
+    is_ahead = checkpoints <= _MOST_AHEAD[arrives]
     rows = max(_LEAST_ROWS, min(_STORE_ROWS if is_ahead else _STORE_ROWS // 2, checkpoints))
     at_once = checkpoints if is_ahead else rows
     stored = _STORED_BYTES if is_ahead else _ALONE_BYTES
@@ -179,6 +197,8 @@ def _store_sizes(checkpoints: int, arrives: Arrival) -> BufferSizes:
         row_bytes=2 * stored,
         stored_bytes=stored,
         ahead=checkpoints if is_ahead else 0,
+        held=_HELD_BYTES if arrives is Arrival.PIECES else 0,
         waits=True,
+        window=_WINDOW_BYTES,
         copies=_COPIES if arrives is Arrival.WHOLE else 0,
     )

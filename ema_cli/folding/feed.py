@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from ema_cli.dataclass import dataclass
 from ema_cli.folding.reading import FoldReader
@@ -14,6 +15,7 @@ from ema_cli.storage.store.object_pieces import Pieces
 FileRange = tuple[ObjectFile, int, int]
 """Bytes of a file: the first, and the one behind the last."""
 
+_FIRST_BYTES = 1 << 16  # that are received before there is a turn for them: the rest waits in the connection
 _SOON_BYTES = 8 << 20  # before the end of a request the next one is made: a store takes a while to answer
 
 
@@ -63,7 +65,8 @@ class Feed:
         if self._requests:
             ranges = self._requests.popleft()
             pieces, size = _pieces(ranges), sum(end - begin for _, begin, end in ranges)
-            self._next = _Request(ranges, pieces, self._reader.begin(pieces.receive), size)
+            first = self._reader.begin(partial(pieces.receive, _FIRST_BYTES))
+            self._next = _Request(ranges, pieces, first, size)
 
     def receive(self, size: int) -> None:
         """Receive the next piece, of `size` bytes where that can be had, in the thread that calls."""

@@ -31,6 +31,7 @@ from ema_cli.folding.sample import Selection
 from ema_cli.folding.sink import Sink, write_block
 from ema_cli.folding.stretches import Stretches
 from ema_cli.storage.checksums import Checksums
+from ema_cli.system.descriptors import raise_limit
 from ema_cli.system.memory import keep_freed
 from ema_cli.system.progress import ProgressCallback, no_progress
 from ema_cli.system.threads import thread_errors
@@ -43,6 +44,7 @@ _TICK_SECONDS = 0.1
 _NEAR_RATE = 64 << 20
 _LEAST_IDLE = 0.5  # processors: where none is, it is they that are waited for
 _PATIENCE_SECONDS = 2
+_OTHER_DESCRIPTORS = 1024  # outputs, and all else that is open besides connections to a store
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ class _Workers:
         pool, workers = ThreadPoolExecutor(self.sizes.most_workers, "fold"), set[Future[None]]()
         if self.sizes.ahead:
             keep_freed()
+            raise_limit(_OTHER_DESCRIPTORS + self.sizes.most_connections)
             self.reader.pace.slow_seconds = self.sizes.stored_bytes / _NEAR_RATE
             self.reader.pace.least_idle = _LEAST_IDLE
         try:

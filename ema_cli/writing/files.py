@@ -28,6 +28,7 @@ from ema_cli.storage.output_stream import NewFile, OutputStream, WrittenFile, wr
 from ema_cli.storage.ranges import join_ranges
 from ema_cli.storage.source import FileRegion
 from ema_cli.storage.staging.local import Sender, Staging
+from ema_cli.system.descriptors import raise_limit
 from ema_cli.system.memory import give_back
 from ema_cli.writing.open_files import OpenFiles, Storing, finishing
 from ema_cli.writing.outputs import Output, is_large
@@ -44,11 +45,7 @@ def allow_descriptors(outputs: int, *, twice: bool = False) -> None:
 
     Those that are written past the page cache are open `twice`.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = outputs * (2 if twice else 1) + _INPUT_DESCRIPTORS
-    if resource.RLIM_INFINITY != soft < wanted:
-        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    raise_limit(outputs * (2 if twice else 1) + _INPUT_DESCRIPTORS)
 
 
 def most_open_files() -> float:

@@ -253,6 +253,18 @@ def test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests(checkpoint
     assert sizes.most_readers >= sizes.most_workers * ((checkpoints + 1) if sizes.ahead else sizes.rows)
 
 
+@pytest.mark.parametrize(("checkpoints", "stored"), [(49, 512), (100, 512), (200, 256), (256, 128), (257, 0)])
+def test_over_connections_of_ours_each_of_256_checkpoints_has_a_long_request(checkpoints: int, stored: int):
+    """What comes waits in the system, and takes no memory here but for two blocks, which are shorter then."""
+    nbytes = 128 << 20
+    sizes = divide_memory(nbytes, 2, from_store=checkpoints, arrives=Arrival.STRAIGHT)
+    assert sizes.threads * sizes.worker_bytes() <= nbytes
+    assert (sizes.ahead, sizes.threads) == ((checkpoints, 1) if stored else (0, 2))
+    if stored:
+        assert (sizes.most_workers, sizes.most_readers, sizes.stored_bytes) == (1, 49, stored * _KIB)
+        assert sizes.stretch * sizes.stored_bytes == 16 << 20
+
+
 @pytest.mark.parametrize(("checkpoints", "threads"), [(1, 32), (4, 8), (16, 2), (17, 2), (32, 1), (48, 1)])
 def test_over_connections_of_ours_two_threads_receive_from_the_beginning(checkpoints: int, threads: int):
     """There are some thirty-two connections: while one thread waits for what comes, another adds."""

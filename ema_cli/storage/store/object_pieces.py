@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 from ema_cli.errors import CheckpointError, Missing, Unreadable
 from ema_cli.storage.names import WEB, StorePath
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 1 << 18  # that are received before they are handed on
 _LONG_PIECE_BYTES = 1 << 19  # the same, over a connection of ours
-_LONG_BYTES = 8 << 20  # of a request that is worth a connection of its own
+_LONG_BYTES = 1 << 20  # of a request that is worth a connection of its own
+_MOST_STREAMS = 16  # of obstore's in the place of connections of ours: each takes 2.5 MB of memory
+_streams = WeakSet["ObjectPieces"]()  # those
 
 
 class Pieces:
@@ -58,6 +61,7 @@ class ObjectPieces(Pieces):
         self._path, self._stored = path, stored
         self._at, self._end = begin, end
         self._is_asked = False
+        self._could_be_straight = False
         self._straight: Straight | None = None
         self._answer: Iterator[Any] | None = None  # obstore's
 
@@ -71,6 +75,7 @@ class ObjectPieces(Pieces):
         self._at += size
         if self._at == self._end:
             self.close()
+            _streams.discard(self)
 
     def close(self) -> None:
         """Close the connection, if it is ours: what is still to come comes over another."""
@@ -92,7 +97,7 @@ class ObjectPieces(Pieces):
             piece = self._straight.receive(min(size or _LONG_PIECE_BYTES, self._end - self._at))
         if piece is None:
             self.close()
-            piece = self._receive()
+            piece = self._receive(size)
         self.skip(len(piece))
         return piece
 
@@ -101,25 +106,39 @@ class ObjectPieces(Pieces):
             yield self.receive()
 
     def _ask_straight(self) -> Straight | None:
-        if self._end - self._at < _LONG_BYTES or not is_plain(self._path):
+        self._could_be_straight = self._end - self._at >= _LONG_BYTES and is_plain(self._path)
+        if not self._could_be_straight:
             return None
         from ema_cli.storage.store.straight import ask_straight  # which imports what a start need not wait for
 
         return ask_straight(self._path, self._stored, self._at, self._end)
 
-    def _receive(self) -> memoryview:
-        """Return the next piece as obstore has it."""
+    def _receive(self, size: int | None) -> memoryview:
+        """Return the next piece as obstore has it; by a request of its own, where enough others are under way."""
         errors: tuple[type[Exception], ...] = (CheckpointError, *failures())
         try:
-            if self._answer is None:
-                ask = partial(_ask, self._path, self._stored, self._at, self._end)
-                self._answer = answered_in_main(ask)
-            piece = memoryview(answered_in_main(partial(next, self._answer, b"")))
+            if self._answer is None and self._is_one_of_many():
+                end = min(self._at + max(size or 0, _PIECE_BYTES), self._end)
+                piece = answered_in_main(partial(_ask_whole, self._path, self._stored, self._at, end))
+            else:
+                if self._answer is None:
+                    ask = partial(_ask, self._path, self._stored, self._at, self._end)
+                    self._answer = answered_in_main(ask)
+                piece = memoryview(answered_in_main(partial(next, self._answer, b"")))
         except errors as error:
             _explain(self._path, self._stored, self._at, error)
         if not 0 < len(piece) <= self._end - self._at:
             raise _changed(self._path)
         return piece
+
+    def _is_one_of_many(self) -> bool:
+        """Return whether enough others are under way that were to be made over connections of ours, as this one."""
+        if not self._could_be_straight:
+            return False
+        if len(_streams) >= _MOST_STREAMS:
+            return True
+        _streams.add(self)
+        return False
 
 
 def _explain(path: StorePath, stored: StoredObject, begin: int, error: Exception) -> NoReturn:
@@ -145,6 +164,15 @@ def _ask(path: StorePath, stored: StoredObject, begin: int, end: int) -> Iterato
     if not stored.is_tagged(tag_of(answer.meta)):
         raise _changed(path)
     return iter(answer.stream(min_chunk_size=_PIECE_BYTES))
+
+
+def _ask_whole(path: StorePath, stored: StoredObject, begin: int, end: int) -> memoryview:
+    """Make the request, and return all that it brings."""
+    data, at = memoryview(bytearray(end - begin)), 0
+    for piece in _ask(path, stored, begin, end):
+        data[at : at + len(piece)] = memoryview(piece)
+        at += len(piece)
+    return data[:at]
 
 
 def check_same(path: StorePath, stored: StoredObject) -> None:

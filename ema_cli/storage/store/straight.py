@@ -29,6 +29,7 @@ _REFUSED_SECONDS = 60.0  # for which a store that refused, or asked to be left a
 _HELD_BYTES = 4 << 20  # by the system: a connection that is served while others are, too, is to have no pause
 _MOST_HELD = Path("/proc/sys/net/core/rmem_max")
 _refused_until: dict[StorePath, float] = {}  # by bucket
+_answers_us: dict[StorePath, bool] = {}  # the same
 
 
 class Straight:
@@ -102,6 +103,17 @@ def ask_straight(path: StorePath, stored: StoredObject, begin: int, end: int) ->
                 return straight
     _refused_until[bucket] = time.monotonic() + _REFUSED_SECONDS
     return None
+
+
+def answers_us(path: StorePath, stored: StoredObject) -> bool:
+    """Return whether a store lets us read over connections of ours: for one byte of an object, once for each bucket."""
+    bucket = path.whole_bucket
+    if bucket not in _answers_us:
+        straight = ask_straight(path, stored, 0, 1)
+        _answers_us[bucket] = straight is not None
+        if straight is not None:
+            straight.close()
+    return _answers_us[bucket]
 
 
 def _close_all(every: list[HTTPConnection | HTTPResponse | socket.socket]) -> None:

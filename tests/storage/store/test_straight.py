@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from safetensors.torch import save_file
 
 from ema_cli.folding import buffers, feed
 from ema_cli.folding.block_task import SumsLost
-from ema_cli.folding.buffers import Arrival
+from ema_cli.folding.buffers import Arrival, arrival
 from ema_cli.folding.kernel import BlockSums
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.folding.kernel.numpy_kernel import NUMPY
 from ema_cli.folding.reading import FoldReader
+from ema_cli.runs.run import open_run
 from ema_cli.storage.names import StorePath, as_path
-from ema_cli.storage.store import object_pieces, straight
+from ema_cli.storage.store import listing, object_file, object_pieces, straight
 from ema_cli.storage.store.clients import is_plain
 from ema_cli.storage.store.object_file import ObjectFile
 from ema_cli.storage.store.object_pieces import ObjectPieces
@@ -93,6 +95,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_known: None)
     """Return a server that has what lies in `tmp_path`; short answers come over connections of ours, too."""
     monkeypatch.setattr(object_pieces, "_LONG_BYTES", 16 * _KIB)
     monkeypatch.setattr(straight, "_refused_until", {})
+    monkeypatch.setattr(straight, "_answers_us", {})
+    monkeypatch.setattr(object_pieces, "_streams", WeakSet())
     server = _Server(tmp_path)
     with serving(_Handler, server_=server) as server.address:
         yield server
@@ -120,6 +124,11 @@ def received(pieces: object, *sizes: int) -> bytes:
     """Return what comes, in pieces of these sizes and then as they come."""
     assert isinstance(pieces, ObjectPieces)
     return b"".join([*(bytes(pieces.receive(size)) for size in sizes), *map(bytes, pieces)])
+
+
+def lengths_of(asked: Sequence[str]) -> list[int]:
+    """Return how many bytes ranges have."""
+    return [int(end) + 1 - int(begin) for begin, end in re.findall(r"bytes=(\d+)-(\d+)", " ".join(asked))]
 
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 3_000_000), (1000, 2_000_001), (2_500_000, 3_000_000)])
@@ -220,6 +229,21 @@ def test_headers_that_stop_for_a_while_do_not_end_there(
     monkeypatch.setattr(_Handler, "give", give)
     assert received(file.pieces(1000, 2_000_000)) == data[1000:2_000_000]
     assert (len(server.ours), len(server.others)) == (1, 1)
+
+
+def test_obstore_takes_over_a_few_requests_and_piece_by_piece_what_more_there_is(
+    server: _Server, data: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    """Each of its answers that is under way takes memory; as soon as one has ended, another may be."""
+    monkeypatch.setattr(object_pieces, "_MOST_STREAMS", 2)
+    file, server.status = opened(server), 503
+    several = [file.pieces(at, 2_000_000) for at in (0, 1, 2, 3)]
+    came = [[bytes(each.receive(300_000))] for each in several]
+    assert [len(first) for [first] in came[2:]] == [300_000] * 2
+    assert server.others == [f"bytes={at}-{end}" for at, end in [(0, 1999999), (1, 1999999), (2, 300001), (3, 300002)]]
+    for each, pieces in zip(several, came, strict=True):
+        assert b"".join([*pieces, *map(bytes, each)]) == data[several.index(each) : 2_000_000]
+    assert server.others[4:] == ["bytes=300002-1999999", "bytes=300003-1999999"]
 
 
 def test_what_is_signed_for_tls_is_not_sent_without(server: _Server, data: bytes, monkeypatch: pytest.MonkeyPatch):
@@ -323,6 +347,52 @@ def expected(run: list[str], tmp_path: Path, cli: Cli) -> bytes:
     return (tmp_path / "here.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("status", [0, 403])
+def test_a_store_is_asked_once_whether_it_lets_us_read(server: _Server, run: list[str], tmp_path: Path, status: int):
+    """For a byte: what it refuses would have to come over obstore's connections, of which fewer are made."""
+    server.status = status
+    checkpoints = open_run(run).checkpoints
+    server.ours.clear()
+    for _ in range(2):
+        assert arrival(checkpoints) is (Arrival.PIECES if status else Arrival.STRAIGHT)
+    assert server.ours == ["bytes=0-0"]
+
+
+@pytest.mark.parametrize("what", ["all", "cut", "refused"])
+def test_very_many_checkpoints_come_in_long_requests(
+    server: _Server, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    """Each over many blocks, whose bytes are those of a disk; also where answers are cut, or refused later on."""
+    monkeypatch.setattr(buffers, "_STORED_BYTES", 8 * _KIB)
+    monkeypatch.setattr(buffers, "_REQUEST_BYTES", 64 * _KIB)
+    monkeypatch.setattr(object_pieces, "_PIECE_BYTES", 4 * _KIB)
+    for module in (listing, object_file):  # what is as short as a header is kept, and not asked for again
+        monkeypatch.setattr(module, "FIRST_BYTES", 16 * _KIB)
+    names = [f"step-{number}.safetensors" for number in range(1, 51)]
+    for number, name in enumerate(names):
+        generator = torch.Generator().manual_seed(number)
+        save_file({f"w{n}": torch.randn(90, 90, generator=generator) for n in range(4)}, tmp_path / name)
+    here, there = tmp_path / "here.safetensors", tmp_path / "there.safetensors"
+    assert cli("average", *(tmp_path / name for name in names), "--profile", "uniform", "-o", here).code == 0
+    chance, real = random.Random(0), _Handler.handle_any
+    if what == "cut":
+        server.cut = {f"/{name}": [chance.randrange(1, 120_000)] for name in names[::7]}
+
+    def refuse(handler: _Handler) -> None:
+        server.status = 503 if len(server.ours) > 60 else 0
+        real(handler)
+
+    monkeypatch.setattr(_Handler, "handle_any", refuse if what == "refused" else real)
+    done = cli("average", *(f"{server.address}/{name}" for name in names), "--profile", "uniform", "-o", there)
+    assert done.code == 0, done.err
+    assert there.read_bytes() == here.read_bytes()
+    if what == "all":
+        assert len(server.ours) <= 1 + 3 * 50
+        assert max(lengths_of(server.others)) <= 16 * _KIB  # headers, and the samples that tell files apart
+    elif what == "refused":
+        assert 60 < len(server.ours) < 60 + 50
+
+
 @pytest.mark.parametrize("kernel", ["any", "numpy"])
 def test_a_fold_asks_obstore_for_headers_alone(
     server: _Server,
@@ -340,8 +410,7 @@ def test_a_fold_asks_obstore_for_headers_alone(
     assert done.code == 0, done.err
     assert (tmp_path / "out.safetensors").read_bytes() == expected
     assert len(server.ours) >= 3 * 2
-    lengths = [int(end) + 1 - int(begin) for begin, end in re.findall(r"bytes=(\d+)-(\d+)", " ".join(server.others))]
-    assert sum(lengths) < 3 * 320 * _KIB  # with the samples that tell files apart
+    assert sum(lengths_of(server.others)) < 3 * 320 * _KIB  # with the samples that tell files apart
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["ends", "falls-silent"])
