@@ -106,11 +106,16 @@ class ObjectPieces(Pieces):
             yield self.receive()
 
     def _ask_straight(self) -> Straight | None:
-        self._could_be_straight = self._end - self._at >= _LONG_BYTES and is_plain(self._path)
-        if not self._could_be_straight:
+        if self._end - self._at < _LONG_BYTES or not is_plain(self._path):
             return None
-        from ema_cli.storage.store.straight import ask_straight  # which imports what a start need not wait for
+        from ema_cli.storage.store.straight import (
+            ask_straight,
+            refuses_us,
+        )  # which import what a start need not wait for
 
+        if refuses_us(self._path):
+            return None
+        self._could_be_straight = True
         return ask_straight(self._path, self._stored, self._at, self._end)
 
     def _receive(self, size: int | None) -> memoryview:

@@ -116,6 +116,11 @@ def answers_us(path: StorePath, stored: StoredObject) -> bool:
     return _answers_us[bucket]
 
 
+def refuses_us(path: StorePath) -> bool:
+    """Return whether it is known that a store does not let us: then all is planned without."""
+    return not _answers_us.get(path.whole_bucket, True)
+
+
 def _close_all(every: list[HTTPConnection | HTTPResponse | socket.socket]) -> None:
     for each in every:
         each.close()

@@ -358,6 +358,19 @@ def test_a_store_is_asked_once_whether_it_lets_us_read(server: _Server, run: lis
     assert server.ours == ["bytes=0-0"]
 
 
+def test_a_store_that_refuses_us_is_asked_no_more_and_no_request_is_cut_in_pieces(
+    server: _Server, data: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    """It may answer whole objects alone, as some do."""
+    monkeypatch.setattr(object_pieces, "_MOST_STREAMS", 0)
+    monkeypatch.setattr(straight, "_refused_until", {})
+    file, server.status = opened(server), 403
+    assert not straight.answers_us(file.path, file.stored)
+    straight._refused_until.clear()
+    assert received(file.pieces(0, 3_000_000), 10) == data
+    assert (server.ours, server.others) == (["bytes=0-0"], [""])
+
+
 @pytest.mark.parametrize("what", ["all", "cut", "refused"])
 def test_very_many_checkpoints_come_in_long_requests(
     server: _Server, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, what: str
