@@ -46,13 +46,8 @@ static PyObject *read_and_add(PyObject *Py_UNUSED(module), PyObject *arguments)
             arguments, "O!OOy#nO", &PyTuple_Type, &of_add, &spans, &numbers, &reading.stretch.keeps, &keeps_size, &most,
             &stop))
         return NULL;
-    if (parse(of_add, &given, &fold) < 0)
+    if (parse_stretch(of_add, &given, &fold, &reading.stretch, keeps_size, most) < 0)
         return NULL;
-    if (keeps_size != fold.rows || most < 1) {
-        misfit();
-        return NULL;
-    }
-    reading.stretch.most = (size_t)most < fold.count ? (size_t)most : fold.count;
     uint64_t beyond = 0;
     int64_t taken = 0;
     End end = {READ, 0, 0, 0};
@@ -83,13 +78,8 @@ static PyObject *add_pieces(PyObject *Py_UNUSED(module), PyObject *arguments)
             arguments, "O!O!Oy#n", &PyTuple_Type, &of_add, &PyTuple_Type, &pieces, &numbers, &reading.stretch.keeps,
             &keeps_size, &most))
         return NULL;
-    if (parse(of_add, &given, &fold) < 0)
+    if (parse_stretch(of_add, &given, &fold, &reading.stretch, keeps_size, most) < 0)
         return NULL;
-    if (keeps_size != fold.rows || most < 1) {
-        misfit();
-        return NULL;
-    }
-    reading.stretch.most = (size_t)most < fold.count ? (size_t)most : fold.count;
     const Py_ssize_t number = PyTuple_Size(pieces);
     Py_buffer *const views = PyMem_Malloc(((size_t)number + 1) * sizeof *views);
     if (views == NULL)
@@ -125,9 +115,9 @@ static PyObject *variants(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)
 static PyMethodDef METHODS[] = {
     {"add", add, METH_VARARGS, "Add rows to the sums of averages; return a bit for each that is not below the limit."},
     {"read_and_add", read_and_add, METH_VARARGS,
-     "Read rows from open files or connections, stretch by stretch, and add them, with the arguments of `add` as the first; return its\n"
-     "bits, the nanoseconds of the reads, and the span, the offset and the error where they ended: span -1 where all\n"
-     "was read, -2 where they were stopped."},
+     "Read rows from open files or connections, stretch by stretch, and add them, with the arguments of `add` as the\n"
+     "first; return its bits, the nanoseconds of the reads, and the span, the offset and the error where they ended:\n"
+     "span -1 where all was read, -2 where they were stopped."},
     {"add_pieces", add_pieces, METH_VARARGS,
      "Add rows that lie in pieces in memory, with the arguments of `add` as the first; return its bits."},
     {"variants", variants, METH_NOARGS, "Return number and name of each variant that this processor runs, the best first."},

@@ -84,6 +84,18 @@ static int parse(PyObject *arguments, Arguments *given, Fold *fold)
     return fits(given, fold) ? 0 : misfit();
 }
 
+/* Read the arguments of `add`, and how many numbers of a row are read at once; return 0, or -1 with an error set. */
+static int parse_stretch(
+    PyObject *of_add, Arguments *given, Fold *fold, Stretch *stretch, Py_ssize_t keeps_size, Py_ssize_t most)
+{
+    if (parse(of_add, given, fold) < 0)
+        return -1;
+    if (keeps_size != fold->rows || most < 1)
+        return misfit();
+    stretch->most = (size_t)most < fold->count ? (size_t)most : fold->count;
+    return 0;
+}
+
 /* Take the memory of all arguments; return 0, or -1 with an error set. */
 static int take(const Arguments *given, Fold *fold, Buffers *buffers, const Stretch *stretch)
 {

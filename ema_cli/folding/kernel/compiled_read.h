@@ -1,4 +1,5 @@
-/* Rows that are read from open files or connections, or lie in pieces in memory: `compiled.c` includes this where `run` is known.
+/* Rows that are read from open files or connections, or lie in pieces in memory: `compiled.c` includes this where `run`
+ * is known.
  *
  * What is read is added while it is in the cache of the processor, and the few buffers of a stretch stay there. There
  * is no memory mapping: a file that ends early is told, and does not kill the process. Of pieces only what spans two of
