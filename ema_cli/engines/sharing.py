@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +13,7 @@ from ema_cli.engines.records import Done
 from ema_cli.engines.task_checksums import together
 from ema_cli.engines.tasks import Step, Task, cut_tasks
 from ema_cli.engines.work import Work
-from ema_cli.engines.worker import AT_SUFFIX
-from ema_cli.errors import CheckpointError, UsageError, option
+from ema_cli.errors import UsageError, option
 from ema_cli.folding.fold import Folded
 from ema_cli.folding.non_finite import NonFinite
 from ema_cli.job import Job
@@ -179,17 +177,3 @@ class Sharing:
             for output, files in zip(job.outputs, written, strict=True)
         ]
         return Folded(sum(each.bytes_read for each in done), non_finite), ordered
-
-
-def bytes_so_far(ended: Sequence[Done], tasks: Path) -> int:
-    """Return how many bytes were read: by tasks that are done, and by others as far as they tell."""
-    running = 0
-    try:
-        names = [] if isinstance(tasks, StorePath) else location(tasks).names()
-    except CheckpointError:  # what is wrong with it the tasks will say
-        names = []
-    for name in names:
-        if name.endswith(AT_SUFFIX):
-            with suppress(OSError, ValueError):  # it has just ended, or is just being written
-                running += int((tasks / name).read_text())
-    return sum(each.bytes_read for each in ended) + running

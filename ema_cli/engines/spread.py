@@ -11,10 +11,11 @@ from ema_cli.engines.dispatch import dispatch
 from ema_cli.engines.engine import Engine, EngineError
 from ema_cli.engines.finishing import Finishing
 from ema_cli.engines.records import Done
-from ema_cli.engines.sharing import FINISHING, MAKING, Sharing, bytes_so_far
+from ema_cli.engines.sharing import FINISHING, MAKING, Sharing
 from ema_cli.engines.tasks import Task
 from ema_cli.engines.work import pack
 from ema_cli.engines.worker import run_task
+from ema_cli.engines.workplace import bytes_so_far
 from ema_cli.errors import OutputError
 from ema_cli.folding.fold import Folded
 from ema_cli.job import Job

@@ -15,15 +15,14 @@ from ema_cli.engines.records import Done, read_done, write_done
 from ema_cli.engines.task_fold import TaskFolded, fold_task, with_functions
 from ema_cli.engines.tasks import Step, Task
 from ema_cli.engines.work import Work, check_versions, unpack
-from ema_cli.errors import EmaError, OutputError
+from ema_cli.engines.workplace import check_of, own_folder, put_in_place, telling
+from ema_cli.errors import EmaError
 from ema_cli.folding.kernel.choice import chosen_kernel
 from ema_cli.storage.direct_stream import DirectStream
-from ema_cli.storage.lease import Watch, this_machine
+from ema_cli.storage.lease import this_machine
 from ema_cli.storage.location import location
-from ema_cli.storage.names import StorePath
-from ema_cli.storage.output_stream import OutputStream, output_errors
+from ema_cli.storage.output_stream import OutputStream
 from ema_cli.storage.segments import segments_for
-from ema_cli.storage.staging.local import Staging
 from ema_cli.system.progress import ProgressCallback
 from ema_cli.writing.files import FileSink, allow_descriptors, finish_files, make_sink
 from ema_cli.writing.open_files import Storing, goes_past_cache
@@ -32,9 +31,7 @@ from ema_cli.writing.outputs import Output
 if TYPE_CHECKING:  # which few averages need
     from ema_cli.writing.piece_sink import PieceSink
 
-_TOLD_SECONDS = 1.0  # after so long a task tells how far it is
 _ELEMENT_BYTES = 16  # of the widest, and more than of those that share bytes: the last one may end behind its stretch
-AT_SUFFIX = ".at"
 
 
 def run_task(wanted: Mapping[str, str], packed: bytes, task: Task) -> Done:
@@ -86,7 +83,7 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
     Raises:
         EmaError: as averaging.
     """
-    check = _check_of(work)
+    check = check_of(work)
     if check is not None:
         check()
     done = read_done(work.tasks, task, work.digest)
@@ -95,9 +92,9 @@ def do_task(work: Work, task: Task, worker: str, told: Callable[[int], None] = l
     began = time.monotonic()
     outputs = [with_functions(work, output, number) for number, output in enumerate(task.select(work.outputs))]
     made: TaskFolded | None = None
-    with _telling(work.tasks / f"{task.number:05}{AT_SUFFIX}", told) as progress:
+    with telling(work.tasks, task, told) as progress:
         if task.step is Step.WHOLE:
-            with _own_folder(work.tasks, f"{task.number:05}-{os.urandom(4).hex()}") as folder:
+            with own_folder(work.tasks, f"{task.number:05}-{os.urandom(4).hex()}") as folder:
                 made, sums = _make_whole(work, outputs, folder, check, progress)
         elif task.step is Step.STRETCH:
             made, sums = _make_stretch(work, task, outputs, check, progress)
@@ -142,26 +139,6 @@ def done_of(
     )
 
 
-def _check_of(work: Work) -> Callable[[], None] | None:
-    """Return what looks whether the one for whom the work is done is there; None where that is this process."""
-    if work.lease is None:
-        return None
-    path, owner, seconds = work.lease
-    if isinstance(path, StorePath):
-        from ema_cli.storage.store.claim_watch import ClaimWatch  # which only those need who write to a store
-
-        claim = ClaimWatch(path, seconds=seconds)
-        return lambda: claim.check(owner)
-    if not work.tasks.is_dir():
-        raise OutputError(
-            "the folder in which the average is made is not there",
-            subject=work.tasks.parents[1],
-            hint="name an output on a file system that all workers see under the same path",
-        )
-    watch = Watch(path, seconds=seconds)
-    return lambda: watch.check(owner)
-
-
 def _make_whole(
     work: Work, outputs: Sequence[Output], folder: Path, check: Callable[[], None] | None, progress: ProgressCallback
 ) -> tuple[TaskFolded, list[list[str]]]:
@@ -180,32 +157,8 @@ def _make_whole(
         sums = [[next(rest) for _ in output.files] for output in outputs]
     for number, output in enumerate(outputs):
         for file in output.files:
-            _put(folder / str(number) / file.name, work.folders[number] / file.name)
+            put_in_place(folder / str(number) / file.name, work.folders[number] / file.name)
     return made, sums
-
-
-@contextmanager
-def _own_folder(tasks: Path, name: str) -> Iterator[Path]:
-    """Yield the folder in which one try makes files: beside the output, or on this machine where that is a store."""
-    if not isinstance(tasks, StorePath):
-        yield tasks / name  # which goes with all that is in the making
-        return
-    from ema_cli.storage.staging.in_store import temporary_folder  # which only those need who write to a store
-
-    with Staging(temporary_folder() / name) as staging:  # the next one there removes that of a worker that was killed
-        yield staging.folder
-
-
-def _put(file: Path, place: Path) -> None:
-    """Bring a file to where it belongs."""
-    if isinstance(place, StorePath):
-        from ema_cli.storage.store.contents import put_file
-
-        put_file(place, file)
-        return
-    location(place.parent).make_folder()
-    with output_errors(place):
-        file.replace(place)
 
 
 def _make_stretch(
@@ -252,24 +205,3 @@ def _finish(work: Work, output: Output, number: int) -> list[str]:
         return finish_files([(file, stream)], 1)
     finally:
         stream.close()
-
-
-@contextmanager
-def _telling(path: Path, told: Callable[[int], None]) -> Iterator[ProgressCallback]:
-    """Yield what tells now and then how many bytes are read: here, and to who looks into the folder."""
-    last = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        told(done)
-        now = time.monotonic()
-        if now - last >= _TOLD_SECONDS and not isinstance(path, StorePath):
-            last = now
-            with output_errors(path):
-                path.write_text(str(done))
-
-    try:
-        yield tell
-    finally:
-        if not isinstance(path, StorePath):
-            path.unlink(missing_ok=True)

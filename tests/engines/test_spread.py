@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ema_cli.averaging import perform
-from ema_cli.engines import worker
+from ema_cli.engines import workplace
 from ema_cli.engines.engine import Engine
 from ema_cli.engines.opening import open_engine
 from ema_cli.engines.tasks import Task
@@ -84,7 +84,7 @@ def test_a_worker_looks_for_the_lease_at_each_block(
                 looked.append(self._path.exists())
             super().check(owner)
 
-    monkeypatch.setattr(worker, "Watch", Counting)
+    monkeypatch.setattr(workplace, "Watch", Counting)
 
     def in_small_blocks(function: Callable[..., Any], wanted: dict[str, str], packed: bytes, task: Task) -> Any:
         (work,) = unpack(packed)
