@@ -16,7 +16,7 @@ from ema_cli.manifest.sums import manifest_path, sums_path
 from ema_cli.manifest.types import Manifest
 from ema_cli.planning.named_file import check_named_file, nearer_advice
 from ema_cli.runs.run import read_run
-from ema_cli.storage.begun_parts import not_there_yet
+from ema_cli.storage.begun_parts import begun_inside, not_there_yet
 from ema_cli.storage.location import claim_on, location, look_anew
 from ema_cli.storage.named_paths import check_exists
 
@@ -152,6 +152,9 @@ def _describe_other(path: Path) -> tuple[str, str] | None:
     """Return that a path holds no weights at all, and what to do; None where it may."""
     place = location(path)
     if place.info().is_folder:
+        begun = begun_inside(path)
+        if begun is not None:
+            return f"holds no average: {begun[0]}", begun[1]
         return None if place.names() else ("is an empty folder", _NAME_ONE)
     return None if path.name.lower().endswith(WEIGHT_SUFFIXES) else ("is no average of ema-cli's", _NAME_ONE)
 

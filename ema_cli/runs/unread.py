@@ -151,6 +151,10 @@ def no_checkpoint(
         return NoWeights(
             f"no checkpoint in this folder, only what training keeps beside one: {some(states)}", subject=folder
         )
+    from ema_cli.storage.begun_parts import begun_inside  # which only an error needs
+
+    if (begun := begun_inside(folder)) is not None:
+        return NoWeights(f"no checkpoint in this folder: {begun[0]}", subject=folder, hint=begun[1])
     return NoWeights("no checkpoint in this folder", subject=folder, hint=WHAT_IS_READ)
 
 

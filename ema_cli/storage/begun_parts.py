@@ -106,6 +106,24 @@ def not_there_yet(path: Path) -> tuple[str, str] | None:
     return None
 
 
+def begun_inside(folder: Path) -> tuple[str, str] | None:
+    """Return what is in the making in a folder that holds nothing else, and how it gets there; None for other folders.
+
+    Of several, the first.
+    """
+    names = _names(folder)
+    if not all(name.startswith(".") for name in names):
+        return None
+    begun = set[str]()
+    for name in names:
+        if isinstance(folder, StorePath):
+            begun.update({name[1:].rpartition(SHARED_PREFIX)[0]} if SHARED_PREFIX in name else ())
+        elif name.startswith(SHARED_PREFIX):
+            begun.update(each.part.target for each in _parts_in(folder / name / TASKS))
+    said = ((name, not_there_yet(folder / name)) for name in sorted(begun))
+    return next(((f"{name} {about[0]}", about[1]) for name, about in said if about is not None), None)
+
+
 def others_at(target: Path, own: BegunPart, folder: Path) -> list[str]:
     """Return, in words, which parts of a target make no whole with one, which is made in `folder`, and why."""
     found = []

@@ -50,6 +50,19 @@ def test_which_part_is_missing(tmp_path: Path, cli: Cli):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_folder_that_holds_nothing_else(tmp_path: Path, cli: Cli):
+    """It is said of it, too, what is in the making there; so it is not where something else lies beside that."""
+    made = plans(RUNS["transformers"](tmp_path / "run"), "200ba")
+    (tmp_path / "around").mkdir()
+    make(made, tmp_path / "around" / "x", Part(0, 2))
+    begun = "x is not there yet, but in the making: of 2 parts, 0 is made, 1 is missing"
+    assert f"error: around: holds no average: {begun}\nhint:  run 1 of 2" in cli("verify", "around").err
+    assert f"error: around: no checkpoint in this folder: {begun}\nhint:  run 1 of 2" in cli("inspect", "around").err
+    (tmp_path / "around" / "notes.txt").write_text("mine")
+    assert "in the making" not in cli("verify", "around").err
+    assert "in the making" not in cli("inspect", "around").err
+
+
 def test_a_part_that_ended_early_is_named(tmp_path: Path):
     """It told of itself before it read a tensor."""
     run = RUNS["transformers"](tmp_path / "transformers")
@@ -72,6 +85,9 @@ def test_in_a_store(tmp_path: Path, bucket: StorePath):
         find_averages([bucket / "out"])
     with pytest.raises(UsageError, match="of 2 parts, 0 is made, 1 is missing"):
         open_run(bucket / "out")
+    perform(prepared(made, bucket / "around" / "x", 600), by=Part(0, 2))
+    with pytest.raises(VerificationError, match="holds no average: x is not there yet"):
+        find_averages([bucket / "around"])
     perform(prepared(made, bucket / "out", 600), by=Part(1, 2))
     (found,) = find_averages([bucket / "out"])
     assert found.vouched
