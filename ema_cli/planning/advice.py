@@ -56,7 +56,7 @@ class Advice:
     def _beyond_first(self) -> str | None:
         """Return in words that the window reaches so far back that a checkpoint is missing at its beginning."""
         window = self.recipe.law.window
-        if window is None or not self.entries:
+        if window is None or len(self.entries) < 2:  # of one alone another warning says it
             return None
         first, newest = self.entries[0], self.entries[-1]
         covered = Fraction(newest.clock.value) - Fraction(first.clock.value)

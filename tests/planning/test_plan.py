@@ -226,6 +226,12 @@ def test_a_window_longer_than_the_run_is_a_warning(window: str, warned: str | No
     assert len(warnings) == (warned is not None)
 
 
+def test_a_window_with_one_checkpoint_is_warned_of_once():
+    """It was said to reach beyond the first, though it is shorter than the distance of two checkpoints."""
+    (warning,) = plan_of(batches(100, 200, 300), profile="uniform", window="99ba").advice.warnings
+    assert "only 1 checkpoint enters" in warning
+
+
 def test_a_mean_age_that_is_no_time_is_zero():
     """A half-life a two-hundredth of the distance leaves an age of 1e-57 batches, which no time is written as."""
     assert plan_of(batches(10, 2000), "10ba").mean_age.value == 0
