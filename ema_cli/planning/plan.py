@@ -167,6 +167,10 @@ def make_plan(run: Run, recipe: Recipe) -> Plan:
 
 def _nothing_left(run: Run, recipe: Recipe, skipped: Sequence[Skipped]) -> NothingLeft:
     """Return the error for a recipe by which no checkpoint enters."""
+    start, stop = recipe.start, recipe.stop
+    if start is not None and stop is not None and start.unit is stop.unit and start.value > stop.value:
+        fact = f"no checkpoint is left to average: {option('start', str(start))} is after {option('stop', str(stop))}"
+        return NothingLeft(fact, subject=run.root, hint="give an earlier start, or a later stop")
     between = [skip for skip in skipped if skip.between_updates]
     shown = between[-1] if between else skipped[0]
     fact = f"no checkpoint is left to average: {shown.checkpoint.name}: {shown.reason}"

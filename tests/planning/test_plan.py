@@ -226,6 +226,12 @@ def test_a_window_longer_than_the_run_is_a_warning(window: str, warned: str | No
     assert len(warnings) == (warned is not None)
 
 
+def test_a_start_after_the_stop_is_told_as_that():
+    """Not as a checkpoint that is too early for one of them."""
+    with pytest.raises(RunError, match=r"start='300ba' is after stop='100ba'"):
+        plan_of(batches(100, 200, 300), "10ba", start="300ba", stop="100ba")
+
+
 def test_a_window_with_one_checkpoint_is_warned_of_once():
     """It was said to reach beyond the first, though it is shorter than the distance of two checkpoints."""
     (warning,) = plan_of(batches(100, 200, 300), profile="uniform", window="99ba").advice.warnings
