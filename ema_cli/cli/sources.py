@@ -1,4 +1,4 @@
-"""What can be averaged, as a command line names it: raw checkpoints, or averages that a training stored."""
+"""What can be averaged, as a command line names it: raw checkpoints, averages that a training stored, a manifest's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ema_cli.planning.series import Series, plan_series
 from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.run import Run, read_run
 
-if TYPE_CHECKING:  # what reads stored averages is loaded where they are asked for
+if TYPE_CHECKING:  # what reads stored averages, or manifests, is loaded where they are asked for
+    from ema_cli.release.replay import Replay
     from ema_cli.runs.stored import StoredRun
 
 
@@ -127,3 +128,32 @@ class StoredSource:
 
         notes = out_of_reach_notes(stored, recipes, series, plans)
         return replace(stored.run, notes=(*stored.run.notes, *notes)), plans
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSource:
+    """The average that a manifest tells of, whose inputs lie at or below some paths."""
+
+    manifest: Path
+    paths: tuple[Path, ...]
+    merge_into: Path | None
+    threads: int
+
+    def open(self) -> Replay:
+        """Return the average to be repeated.
+
+        Raises:
+            UsageError: without a path.
+            EmaError: as `read_named_manifest` and `open_replay`.
+        """
+        if not self.paths:
+            raise UsageError(
+                "which checkpoints?",
+                hint=f"name the folder that holds them: ema-cli average ckpts/ {option('recipe')} ...",
+            )
+        from ema_cli.release.published import read_named_manifest  # which few averages need
+        from ema_cli.release.replay import open_replay
+
+        manifest = read_named_manifest(self.manifest)
+        manifest["tensors"] = []  # they are not needed here, and may be many
+        return open_replay(manifest, self.paths, merge_into=self.merge_into, threads=self.threads)

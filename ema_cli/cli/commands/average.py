@@ -14,7 +14,7 @@ from ema_cli.cli.average_options import AverageOptions
 from ema_cli.cli.outcomes import Averaged, DryRun
 from ema_cli.cli.output import make_printer
 from ema_cli.cli.printer import Printer
-from ema_cli.cli.sources import RawSource, StoredSource
+from ema_cli.cli.sources import ManifestSource, RawSource, StoredSource
 from ema_cli.cli.stderr import ask_password
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.opening import only_works, open_engine
@@ -39,36 +39,6 @@ if TYPE_CHECKING:
     from ema_cli.engines.engine import Engine
     from ema_cli.engines.part import Part
     from ema_cli.manifest.signing import Signer
-    from ema_cli.release.replay import Replay
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestSource:
-    """The average that a manifest tells of, whose inputs lie at or below some paths."""
-
-    manifest: Path
-    paths: tuple[Path, ...]
-    merge_into: Path | None
-    threads: int
-
-    def open(self) -> Replay:
-        """Return the average to be repeated.
-
-        Raises:
-            UsageError: without a path.
-            EmaError: as `read_named_manifest` and `open_replay`.
-        """
-        if not self.paths:
-            raise UsageError(
-                "which checkpoints?",
-                hint=f"name the folder that holds them: ema-cli average ckpts/ {option('recipe')} ...",
-            )
-        from ema_cli.release.published import read_named_manifest  # which few averages need
-        from ema_cli.release.replay import open_replay
-
-        manifest = read_named_manifest(self.manifest)
-        manifest["tensors"] = []  # they are not needed here, and may be many
-        return open_replay(manifest, self.paths, merge_into=self.merge_into, threads=self.threads)
 
 
 @dataclass(frozen=True, slots=True)
