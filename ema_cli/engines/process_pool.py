@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from ema_cli.dataclass import dataclass
 from ema_cli.engines.engine import OF_TASKS, Loss, plain_loss
+from ema_cli.system.processors import default_threads
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -47,12 +48,19 @@ class _Call:
 
 
 class Processes(Executor):
-    """So many processes, which are started, and load what tasks need, while the one who asks still prepares these."""
+    """So many processes, which are started, and load what tasks need, while the one who asks still prepares these.
+
+    Those beyond the processors of this machine are started when there is something for them to do.
+    """
 
     def __init__(self, number: int) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._serve, name=f"process {n}", daemon=True) for n in range(number)]
+        early = default_threads()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(n < early,), name=f"process {n}", daemon=True)
+            for n in range(number)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -79,11 +87,11 @@ class Processes(Executor):
             for thread in self._threads:
                 thread.join()
 
-    def _serve(self) -> None:
-        """Give calls to one process after another, as long as there are any."""
+    def _serve(self, early: bool) -> None:
+        """Give calls to one process after another, as long as there are any; perhaps the first is started early."""
         process: _Process | None = None
         with suppress(OSError):  # tried again for the first call, of which it is the error then
-            process = _Process()
+            process = _Process() if early else None
         while (call := self._calls.get()) is not None:
             if not call.future.set_running_or_notify_cancel():
                 continue

@@ -72,6 +72,8 @@ class Spread(Sharing):
                 raise Held(
                     "another run of the same average has just ended", subject=self.staging.target, hint="run this again"
                 ) from error
+            if isinstance(error, Held):
+                error.subject = self.staging.target  # which the user has named, unlike the folder of the lease
             raise
         self._lease = lease
         try:

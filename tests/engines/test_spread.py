@@ -65,6 +65,7 @@ def test_a_second_run_of_the_same_average(tmp_path: Path, executor: Executor, mo
 
     perform(prepared(tmp_path), by=Engine("x", executor), progress=begin_another)
     assert refused[0].exit_code == 5
+    assert str(refused[0].subject).endswith("x.safetensors"), "as the user knows it"
     names = set(files_below(tmp_path / "out"))
     assert names == {"x.safetensors", "x.safetensors.manifest.json", "x.safetensors.sha256"}
 
