@@ -120,6 +120,10 @@ COSTS = {
         f"{_STRAIGHT}::test_where_a_body_is_cut_obstore_goes_on",
         f"{_STRAIGHT}::test_after_a_minute_we_ask_again",
     ],
+    "Whether the store lets them through": [
+        f"{_STRAIGHT}::test_a_store_is_asked_once_whether_it_lets_us_read",
+        f"{_STRAIGHT}::test_a_store_that_refuses_us_is_asked_no_more_and_no_request_is_cut_in_pieces",
+    ],
     "By default": [
         f"{_AHEAD}::test_buffers_for_a_store_fit_and_begin_with_some_sixteen_requests",
         f"{_AHEAD}::test_with_the_least_memory_one_thread_reads_a_store",
