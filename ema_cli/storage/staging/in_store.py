@@ -173,9 +173,10 @@ class StoreStaging(Staging):
         self._complete([path for path in sent if path not in vouched])
         self._withdraw(path for path in older if path not in files and path not in sent)
         self._check()
-        self._upload({path: file for path, file in files.items() if path in vouched})
-        self._complete([path for path in sent if path in vouched])
-        self._check()
+        if vouched:
+            self._upload({path: file for path, file in files.items() if path in vouched})
+            self._complete([path for path in sent if path in vouched])
+            self._check()
         self._upload({path: files[path] for path in manifests}, new=True)
         self._confirm()
 

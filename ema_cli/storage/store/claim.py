@@ -20,7 +20,7 @@ from ema_cli.dataclass import dataclass
 from ema_cli.errors import Missing, OutputError
 from ema_cli.storage.lease import LEASE_SECONDS, held_by, is_dead, this_process
 from ema_cli.storage.names import StorePath
-from ema_cli.storage.store.clients import obstore, output_errors_in_store
+from ema_cli.storage.store.clients import obstore, output_errors_in_store, place_of
 from ema_cli.storage.store.listing import listing_of
 from ema_cli.storage.store.requests import content_of, look_at, put, remove
 
@@ -28,6 +28,7 @@ _SUFFIX = ".ema-cli-claim"
 _TIME = "-time"  # what follows in the name of the object by which the store tells the time
 _LEASE = timedelta(seconds=LEASE_SECONDS)
 _RENEWED_SECONDS = LEASE_SECONDS / 3
+_heeding: set[tuple[str, StorePath]] = set()  # buckets that heed conditions
 
 
 def claim_path(target: StorePath) -> StorePath:
@@ -192,12 +193,17 @@ class Claim:
         return put(self._path, self._content, mode)
 
     def _is_heeded(self) -> bool:
-        """Return whether the store refuses to make the claim once more, as one that heeds conditions does."""
-        try:
-            self._held = self._put("create")
-        except obstore().exceptions.AlreadyExistsError:
-            return True
-        return False
+        """Return whether the store refuses to make the claim once more, as one that heeds conditions does.
+
+        It is not tried again of a bucket that did: `watch` makes two claims for each checkpoint.
+        """
+        bucket = place_of(self._path), self._path.whole_bucket
+        if bucket not in _heeding:
+            try:
+                self._held = self._put("create")
+            except obstore().exceptions.AlreadyExistsError:
+                _heeding.add(bucket)
+        return bucket in _heeding
 
     def _take_over(self) -> Any:
         """Take the claim of a run that died; this run's own, where the answer to the first request was lost."""

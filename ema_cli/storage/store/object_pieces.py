@@ -108,10 +108,8 @@ class ObjectPieces(Pieces):
     def _ask_straight(self) -> Straight | None:
         if self._end - self._at < _LONG_BYTES or not is_plain(self._path):
             return None
-        from ema_cli.storage.store.straight import (
-            ask_straight,
-            refuses_us,
-        )  # which import what a start need not wait for
+        # This imports what a start need not wait for.
+        from ema_cli.storage.store.straight import ask_straight, refuses_us
 
         if refuses_us(self._path):
             return None

@@ -77,6 +77,34 @@ def test_what_is_written_to_a_store_is_what_is_written_to_a_disk(
     assert cli("verify", f"{models}/{name}", "--against", disk / "ckpts").code == 0
 
 
+def test_each_object_is_looked_at_once_before_the_manifest_is_put(
+    models: StorePath, disk: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    """And whether the store heeds conditions is tried with the first claim in a bucket, not with the second."""
+    done = list[tuple[str, str]]()
+
+    def noted(name: str) -> Callable[..., Any]:
+        real = getattr(obstore, name)
+
+        def call(client: Any, key: str, *more: Any, **words: Any) -> Any:
+            done.append((name, key))
+            return real(client, key, *more, **words)
+
+        return call
+
+    for name in ("head", "put"):
+        monkeypatch.setattr(obstore, name, noted(name))
+    for again in (False, True):
+        done.clear()
+        assert cli("average", disk / "ckpts", *LAW, "-o", models / f"release-{again}", "-q").code == 0
+        put_keys = [key for name, key in done if name == "put" and not key.endswith("-claim")]
+        [*others, last] = put_keys
+        assert last == f"models/release-{again}/ema-manifest.json"
+        assert sorted(key for name, key in done if name == "head" and key in others) == sorted(others)
+        claims = [key for name, key in done if name == "put" and key.endswith("-claim")]
+        assert len(claims) == (2 if again else 3)  # made, tried to be made once more, and told what is put
+
+
 def test_several_averages_are_written_to_a_store(models: StorePath, disk: Path, tmp_path: Path, cli: Cli):
     """In one folder, as on a disk."""
     both = (*LAW, *OTHER)
