@@ -198,15 +198,18 @@ def _height_at(points: Sequence[tuple[float, float]], x: float) -> float:
     return points[0][1] if x < points[0][0] else points[-1][1]
 
 
-def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float], width: int, label: str) -> str:
+def heat_map(
+    rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float], width: int, label: str, *, axis: str
+) -> str:
     """Draw a heat map: a cell for each value. Cells of one shade are one path, which keeps thousands of them small.
 
     Args:
         rows: the values by layer; the first row, of all layers, stands apart.
-        columns: the clocks of the checkpoints.
+        columns: the clocks of the checkpoints, or their names.
         edges: the values at which one shade ends and the next begins.
         width: of the chart, in pixels.
         label: a description for readers who do not see the chart.
+        axis: what the columns are, in words.
     """
     top = gap = 6.0
     longest = max(len(printable(row.name)) for row in rows)
@@ -233,7 +236,7 @@ def heat_map(rows: Sequence[Row], columns: Sequence[str], edges: Sequence[float]
         parts.append(f'<path class="axis" d="M{px(x)} {px(bottom)}v5"/>')
         parts.append(f'<text class="mid" x="{px(x)}" y="{px(bottom + 19)}">{text(columns[column])}</text>')
     middle = px(left + (width - left - RIGHT) / 2)
-    parts.append(f'<text class="mid name" x="{middle}" y="{px(bottom + 38)}">checkpoint, by its clock</text>')
+    parts.append(f'<text class="mid name" x="{middle}" y="{px(bottom + 38)}">{text(axis)}</text>')
     return _svg(width, math.ceil(bottom + 44), label, parts)
 
 

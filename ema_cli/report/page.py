@@ -42,6 +42,7 @@ _RECIPE_WORDS = {
     "allow_non_finite": "NaN allowed", "allow_approximate": "approximation allowed", "last": "newest only",
 }  # fmt: skip
 _NOT_SHOWN = ("law", "folder")
+_MOST_CHARS = 12  # of a name in a chart: its end, where a number is
 
 
 def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str:
@@ -218,6 +219,7 @@ def _heat_map(inputs: Sequence[InputRow], distances: Distances) -> str:
             edges,
             width,
             "Distance of the average from each checkpoint, by layer",
+            axis=f"checkpoint, by its {'clock' if shown_clock(inputs[-1]) else 'name'}",
         )
         note = f"; {len(shown)} of {len(inputs)} are shown, evenly chosen" if len(shown) < len(inputs) else ""
         notes += f'<figcaption class="{_side(width)}">A row is a layer, a column a checkpoint{note}.</figcaption>'
@@ -277,8 +279,9 @@ def _times(inputs: Sequence[InputRow]) -> list[Time]:
 
 def _clock(checkpoint: InputRow) -> str:
     """Return the clock of a checkpoint for a chart; where it has none, its name."""
-    clock = shown_clock(checkpoint)
-    return _short(Time.parse(clock), digits=7) if clock else checkpoint["name"]
+    clock, name = shown_clock(checkpoint), checkpoint["name"]
+    shortened = name if len(name) <= _MOST_CHARS else f"...{name[-_MOST_CHARS:]}"
+    return _short(Time.parse(clock), digits=7) if clock else shortened
 
 
 def _short(time: Time, digits: int = 4) -> str:

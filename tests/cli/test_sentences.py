@@ -128,6 +128,7 @@ def test_checkpoints_that_are_only_counted_have_no_clock_anywhere(cli: Cli, tmp_
         assert "mean age" not in text
         assert "2ba" not in text
     assert "| checkpoint | weight |" in texts[1]
+    assert "checkpoint, by its name" in texts[2]
 
 
 def test_one_plan_has_its_warnings_in_full():
