@@ -1,4 +1,4 @@
-"""What parts of an average tell of themselves beside a place where nothing is yet: who is done, and who is missing."""
+"""What parts and workers tell of themselves beside a place where nothing is yet: what is done, and who is missing."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def is_wanted(folder: Path, *, after_loss: bool) -> bool:
         return True
     if any(map(_NOTE.fullmatch, names)):
         return True
-    return after_loss and any(_RECORD.fullmatch(name) for inner in names for name in _names(folder / inner))
+    return after_loss and _count_records(folder) > 0
 
 
 def not_there_yet(path: Path) -> tuple[str, str] | None:
@@ -103,6 +103,12 @@ def not_there_yet(path: Path) -> tuple[str, str] | None:
         begun = _begun_at(place) if place.name else {}
         if begun:
             return _fact(begun), _hint(begun)
+        done = _count_done(place) if place.name else 0
+        if done:
+            return (
+                f"is not there yet, but in the making: workers have done {plural(done, 'task')}",
+                "run the same command again, unless it still runs: it goes on with that",
+            )
     return None
 
 
@@ -149,16 +155,33 @@ def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
 
 def _begun_at(place: Path) -> dict[Path, list[_Begun]]:
     """Return the parts of what is made at a place, by the folder in which they tell of themselves."""
-    is_stored = isinstance(place, StorePath)
-    begin = f".{place.name}{SHARED_PREFIX}" if is_stored else SHARED_PREFIX
     found = {}
-    for name in sorted(_names(place.parent)):
-        if name.startswith(begin):
-            folder = place.parent / name if is_stored else place.parent / name / TASKS
-            parts = [each for each in _parts_in(folder) if each.part.target == place.name]
-            if parts:
-                found[folder] = sorted(parts, key=lambda each: (each.part.count, each.part.number))
+    for folder in _told_at(place):
+        parts = [each for each in _parts_in(folder) if each.part.target == place.name]
+        if parts:
+            found[folder] = sorted(parts, key=lambda each: (each.part.count, each.part.number))
     return found
+
+
+def _told_at(place: Path) -> list[Path]:
+    """Return the folders in which those tell of themselves who make something at a place, or beside it on a disk."""
+    names, around = sorted(_names(place.parent)), place.parent
+    if isinstance(place, StorePath):
+        return [around / name for name in names if name.startswith(f".{place.name}{SHARED_PREFIX}")]
+    return [around / name / TASKS for name in names if name.startswith(SHARED_PREFIX)]
+
+
+def _count_done(place: Path) -> int:
+    """Return how many tasks are done of what is made at a place."""
+    told = _told_at(place)
+    if not isinstance(place, StorePath):
+        told = [folder for folder in told if place.name in _names(folder.parent)]
+    return sum(map(_count_records, told))
+
+
+def _count_records(folder: Path) -> int:
+    """Return how many tasks are done, of all who tell of themselves in a folder."""
+    return sum(_RECORD.fullmatch(name) is not None for inner in _names(folder) for name in _names(folder / inner))
 
 
 def _parts_in(folder: Path) -> Iterable[_Begun]:

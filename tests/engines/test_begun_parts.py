@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import BrokenExecutor, Executor
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ema_cli import __version__
 from ema_cli.averaging import perform
 from ema_cli.engines import digest
+from ema_cli.engines.engine import Engine, EngineError
 from ema_cli.engines.part import Part
 from ema_cli.errors import CheckpointError, UsageError, VerificationError
 from ema_cli.planning.plan import Plan
@@ -17,6 +19,7 @@ from ema_cli.result import PartDone
 from ema_cli.runs.run import open_run
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli
+from tests.engines.lost import Wrapped
 from tests.engines.runs import RUNS
 from tests.engines.test_equal_bytes import plans
 from tests.engines.test_parts import make
@@ -75,6 +78,28 @@ def test_a_part_that_ended_early_is_named(tmp_path: Path):
     with pytest.raises(VerificationError, match=r"0 is made, 1 \(\d of \d tasks done\) is begun") as caught:
         find_averages([tmp_path / "x"])
     assert caught.value.hint == "run 1 of 2 as the others were run, what is begun unless it still runs: part='1/2'"
+
+
+@pytest.mark.parametrize("kind", ["disk", "store"])
+def test_what_workers_have_done_for_one_who_is_gone(tmp_path: Path, bucket: StorePath, executor: Executor, kind: str):
+    """Where an engine's run ended early, the place says that the same command goes on."""
+    made = put_run(bucket / "run", tmp_path)
+    place = bucket / "out" if kind == "store" else tmp_path / "out"
+
+    def lose(*_: object) -> None:
+        raise BrokenExecutor
+
+    engine = Engine("x", Wrapped(executor, lose, lambda task: task.number == 2))
+    with pytest.raises(EngineError):
+        perform(prepared(made, place, 600), by=engine)
+    with pytest.raises(
+        VerificationError, match=r"is not there yet, but in the making: workers have done \d tasks?$"
+    ) as caught:
+        find_averages([place])
+    assert caught.value.hint == "run the same command again, unless it still runs: it goes on with that"
+    perform(prepared(made, place, 600), by=Engine("x", executor))
+    (found,) = find_averages([place])
+    assert found.vouched
 
 
 def test_in_a_store(tmp_path: Path, bucket: StorePath):

@@ -142,6 +142,6 @@ def test_parts_of_different_numbers(folder: Path):
 
 def test_a_note_that_is_too_long_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Anybody may have put it there."""
-    begin(told_in(folder / "x"), "0/2")
+    begin(told_in(folder / "x"), "0/2", done=0)
     monkeypatch.setattr(begun_parts, "_MOST_BYTES", 10)
     assert said_of(folder / "x")[0] == "does not exist"
