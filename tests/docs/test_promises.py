@@ -52,11 +52,10 @@ def paragraphs(page: Path, without: tuple[str, ...] = ()) -> list[str]:
 
 
 def of_buckets() -> list[str]:
-    """Return what the page on buckets promises: the rows of its tables but the first, paragraphs, and items."""
-    page = HOW_TO / "buckets.md"
-    wrong, written, stores = (
-        section(page, heading) for heading in ("What may go wrong", "Into a bucket", "What each store promises")
-    )
+    """Return what the pages on buckets promise: the rows of their tables but the first, paragraphs, and items."""
+    page, reference = HOW_TO / "buckets.md", DOCS / "reference" / "stores.md"
+    wrong, stores = (section(reference, heading) for heading in ("What may go wrong", "What each store promises"))
+    written = section(page, "Into a bucket") + section(reference, "How a release gets there")
     watching = section(page, "Keep up with a training that saves into a bucket")
     lines = [line.strip("| ") for line in f"{wrong}{written}{stores}".splitlines() if line.startswith("| ")]
     rows = [line for line in lines if not line.startswith(("what happens |", "store |"))]

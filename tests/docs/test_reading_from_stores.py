@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import DOCS, ROOT
 from tests.docs.test_promises import section, starting
 
-PAGE = DOCS / "how-to" / "buckets.md"
+HOW_TO, REFERENCE = DOCS / "how-to" / "buckets.md", DOCS / "reference" / "stores.md"
 _STORES, _OBJECTS, _COSTS, _CACHE, _WEB, _HUB, _NAMES, _RCLONE, _STRAIGHT = (
     f"tests/storage/{name}.py"
     for name in (
@@ -131,9 +132,9 @@ COSTS = {
 }
 
 
-def sentences(heading: str) -> list[str]:
+def sentences(page: Path, heading: str) -> list[str]:
     """Return the sentences below a heading that are in no table and no block."""
-    text = re.sub(r"```.*?```", "", section(PAGE, heading), flags=re.DOTALL)
+    text = re.sub(r"```.*?```", "", section(page, heading), flags=re.DOTALL)
     parts = re.split(r"\n\n|\n(?=- )", text)
     plain = [" ".join(part.removeprefix("- ").split()) for part in parts if not part.strip().startswith("|")]
     return [each for part in plain for each in re.split(r"(?<=\.) (?=[A-Z\-]|make |obstore signs)", part) if each]
@@ -142,9 +143,9 @@ def sentences(heading: str) -> list[str]:
 @pytest.mark.parametrize(
     ("said", "known"),
     [
-        (sentences("Which stores"), WHICH),
-        (sentences("What it costs"), COSTS),
-        (sentences("What is tested"), TESTED),
+        (sentences(HOW_TO, "Which stores"), WHICH),
+        (sentences(REFERENCE, "What it costs"), COSTS),
+        (sentences(REFERENCE, "What is tested"), TESTED),
     ],
     ids=["which stores", "what it costs", "what is tested"],
 )

@@ -29,6 +29,7 @@ IN_BUCKETS = {
         f"{_READ}::test_a_wrong_secret_is_an_error_with_a_way_on",
         f"{_READ}::test_a_store_that_refuses_an_output_says_what_to_set",
     ],
+    "an address is mistyped": ["tests/runs/test_paths.py::test_a_name_that_is_like_the_written_one_is_hinted_at"],
     "an address has a pattern in it": [
         "tests/runs/test_paths.py::test_a_pattern_in_an_address_says_that_no_shell_fills_it_in"
     ],
@@ -49,6 +50,9 @@ IN_BUCKETS = {
     "With [--like-input]": [
         f"{_LIKE}::test_what_is_large_is_not_made_on_the_disk",
         f"{_LIKE}::test_what_does_not_lie_in_order_is_made_on_the_disk_first",
+    ],
+    "In what order the objects appear": [
+        f"{_ORDER}::test_while_objects_come_verify_says_that_the_release_is_not_whole"
     ],
     "What does not fit --max-memory": [
         f"{_WRITTEN}::test_too_little_memory_to_send_is_refused_with_a_size_of_shards_that_fits"
