@@ -16,8 +16,8 @@ trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-venv/bin/pip install --quiet --disable-pip-version-check numpy==2.4.6 hyperpyyaml==1.2.3 'ruamel.yaml<0.19' joblib scipy soundfile \
-    huggingface_hub sentencepiece tqdm
+venv/bin/pip install --quiet --disable-pip-version-check numpy==2.4.6 hyperpyyaml==1.2.3 ruamel.yaml==0.18.17 joblib==1.6.0 \
+    scipy==1.17.1 soundfile==0.14.0 huggingface_hub==2.4.0 sentencepiece==0.2.3 tqdm==4.70.1
 venv/bin/pip install --quiet --disable-pip-version-check --no-deps speechbrain==1.1.2 OpenNMT-py==3.5.1
 cat >averages.py <<'PYTHON'
 import argparse

@@ -18,7 +18,8 @@ python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 # Composer asks for a torch below 2.7.1 and for a client of its makers' platform, and needs neither for this.
 venv/bin/pip install --quiet --disable-pip-version-check numpy==2.4.6 torchmetrics==1.9.0 torch_optimizer==0.3.0 coolname==5.0.0 \
-    tabulate==0.9.0 py-cpuinfo==9.0.0 requests==2.34.2 psutil==7.2.2 importlib_metadata==10.2.0 pillow==13.0.0 tqdm pyyaml packaging
+    tabulate==0.9.0 py-cpuinfo==9.0.0 requests==2.34.2 psutil==7.2.2 importlib_metadata==10.2.0 pillow==13.0.0 tqdm==4.70.1 \
+    pyyaml==6.0.4 packaging==26.4
 venv/bin/pip install --quiet --disable-pip-version-check --no-deps mosaicml==0.32.1 torchvision==0.28.0
 cat >train.py <<'PYTHON'
 import importlib.util
