@@ -25,7 +25,7 @@ from ema_cli.folding.fold import Folded
 from ema_cli.job import Job
 from ema_cli.passes import Pass
 from ema_cli.preparing import lay_out
-from ema_cli.storage.begun_parts import BegunPart, others_at
+from ema_cli.storage.begun_parts import PASSES, BegunPart, others_at
 from ema_cli.storage.lease import Held
 from ema_cli.storage.location import location, look_anew
 from ema_cli.storage.names import StorePath
@@ -134,7 +134,7 @@ class Parts(Sharing):
             # Looked for after the last thing that this part wrote: so the last one sees all, whatever is cached.
             self.waiting = _count_waiting(everything)
             if self.waiting:
-                self.others = tuple(others_at(target_job.target.path, begun, self.staging.tasks))
+                self.others = tuple(others_at(target_job.target.path, begun))
                 return False
             self._stack.enter_context(self.staging.publishing())
         except Held:
@@ -155,7 +155,9 @@ class Parts(Sharing):
     def _tell(self, job: Job, everything: Sequence[tuple[Work, Sequence[Task]]]) -> BegunPart:
         """Tell who looks which part this is, and which tasks are its own."""
         own = {work.tasks.name: [task.number for task in share_of(tasks, self.part)] for work, tasks in everything}
-        begun = BegunPart(self.part.number, self.part.count, job.target.path.name, own, self._alike)
+        passes = "1 pass" if len(everything) == 1 else f"{len(everything)} passes"
+        alike = {**self._alike, PASSES: passes}  # whose tasks are others
+        begun = BegunPart(self.part.number, self.part.count, job.target.path.name, own, alike)
         begun.write(self.staging.tasks)
         return begun
 

@@ -17,6 +17,8 @@ from ema_cli.storage.small_file import read_small_file, write_small_file
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
 from ema_cli.text import plural, some
 
+PASSES = "passes"
+"""What all parts need alike, too: in how many passes they make several averages."""
 _NOTE = re.compile(r"part-([0-9]{1,6})-of-([0-9]{1,6})\.json")
 _RECORD = re.compile(r"[0-9]{5,}\.json")
 _MOST_BYTES = 16 << 20
@@ -100,7 +102,7 @@ def not_there_yet(path: Path) -> tuple[str, str] | None:
         return None  # nothing is written there
     places = [path] if _names(path.parent) else [path, path.parent]
     for place in places:
-        begun = _begun_at(place) if place.name else {}
+        begun = _begun_at(place) if place.name else []
         if begun:
             return _fact(begun), _hint(begun)
         done = _count_done(place) if place.name else 0
@@ -130,13 +132,13 @@ def begun_inside(folder: Path) -> tuple[str, str] | None:
     return next(((f"{name} {about[0]}", about[1]) for name, about in said if about is not None), None)
 
 
-def others_at(target: Path, own: BegunPart, folder: Path) -> list[str]:
-    """Return, in words, which parts of a target make no whole with one, which is made in `folder`, and why."""
+def others_at(target: Path, own: BegunPart) -> list[str]:
+    """Return, in words, which parts of a target make no whole with one, and why."""
     found = []
-    for begun_in, parts in _begun_at(target).items():
+    for parts in _begun_at(target):
         for count, some_parts in _by_count(parts):
             names = _ranges(each.part.number for each in some_parts)
-            if begun_in.absolute() != folder:
+            if some_parts[0].part.alike != own.alike:
                 what = difference(own.alike, some_parts[0].part.alike)
                 found.append(f"part {names} of {count} was begun {what}: all parts need the same")
             elif count != own.count:
@@ -149,18 +151,19 @@ def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
     for name, value in one.items():
         theirs = other.get(name)
         if theirs != value:
+            if name == PASSES:
+                return f"in {theirs or 'other passes'}, by its memory or its open files"
             return f"with other {name}" if theirs is None or len(theirs) > 40 else f"with {name} {theirs}"
     return "otherwise"
 
 
-def _begun_at(place: Path) -> dict[Path, list[_Begun]]:
-    """Return the parts of what is made at a place, by the folder in which they tell of themselves."""
-    found = {}
-    for folder in _told_at(place):
-        parts = [each for each in _parts_in(folder) if each.part.target == place.name]
-        if parts:
-            found[folder] = sorted(parts, key=lambda each: (each.part.count, each.part.number))
-    return found
+def _begun_at(place: Path) -> list[list[_Begun]]:
+    """Return the parts of each average that is made at a place."""
+    found = dict[tuple[str, ...], list[_Begun]]()
+    parts = (each for folder in _told_at(place) for each in _parts_in(folder) if each.part.target == place.name)
+    for each in sorted(parts, key=lambda each: (each.part.count, each.part.number)):
+        found.setdefault(tuple(each.part.alike.values()), []).append(each)
+    return list(found.values())
 
 
 def _told_at(place: Path) -> list[Path]:
@@ -212,9 +215,9 @@ def _missing(count: int, parts: Iterable[_Begun]) -> list[int]:
     return sorted({*range(count)} - {each.part.number for each in parts})
 
 
-def _fact(begun: Mapping[Path, Sequence[_Begun]]) -> str:
-    (first, *_), *others = begun.values()
-    states = ["; ".join(_state(*each) for each in _by_count(parts)) for parts in begun.values()]
+def _fact(begun: Sequence[Sequence[_Begun]]) -> str:
+    (first, *_), *others = begun
+    states = ["; ".join(_state(*each) for each in _by_count(parts)) for parts in begun]
     if not others:
         return f"is not there yet, but in the making: {states[0]}"
     differing = (f"{difference(first.part.alike, parts[0].part.alike)}, " for parts in others)
@@ -231,10 +234,10 @@ def _state(count: int, parts: Sequence[_Begun]) -> str:
     return f"of {plural(count, 'part')}, {', '.join(words)}"
 
 
-def _hint(begun: Mapping[Path, Sequence[_Begun]]) -> str:
+def _hint(begun: Sequence[Sequence[_Begun]]) -> str:
     if len(begun) > 1:
         return "run all parts with the same checkpoints, options and versions; the last one publishes"
-    (parts,) = begun.values()
+    (parts,) = begun
     count, fewest = min(_by_count(parts), key=lambda each: len(_missing(*each)))
     missing = _missing(count, fewest)
     died = [each.part.number for each in fewest if not each.is_made]

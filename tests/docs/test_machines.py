@@ -68,7 +68,10 @@ KNOWN = {
     "With --no-manifest nobody can tell": [f"{_PARTS}::test_a_part_that_comes_late"],
     "The parts may run at once": [f"{_PARTS}::test_parts_in_any_order", _LAUNCHED[0]],
     "Until all are made": [f"{_BEGUN}::test_which_part_is_missing", f"{_BEGUN}::test_in_a_store", _BLOCKS],
-    "All parts need the same number": [f"{_BEGUN}::test_parts_that_make_no_whole"],
+    "All parts need the same number": [
+        f"{_BEGUN}::test_parts_that_make_no_whole",
+        f"{_BEGUN}::test_parts_that_have_not_the_same_passes",
+    ],
     "Where an engine's workers have done tasks": [f"{_BEGUN}::test_what_workers_have_done_for_one_who_is_gone"],
     "A part that finds others there": [f"{_BEGUN}::test_a_part_warns_of_the_others"],
     "--part auto takes both numbers": _LAUNCHED,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli import __version__
+from ema_cli import __version__, passes
 from ema_cli.averaging import perform
 from ema_cli.engines import digest
 from ema_cli.engines.engine import Engine, EngineError
@@ -143,6 +143,20 @@ def test_parts_that_make_no_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         part_of(replaced, tmp_path / "x", Part(0, 2)).others
     )
     assert not (tmp_path / "x").exists()
+
+
+def test_parts_that_have_not_the_same_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where they have other memory, or may open fewer files: their tasks are others, and each waited without a word."""
+    made = plans(RUNS["one file"](tmp_path / "one file"), "100ba", "200ba")
+    assert part_of(made, tmp_path / "x", Part(0, 2)).others == ()
+    monkeypatch.setattr(passes, "most_open_files", lambda: 1)
+    assert part_of(made, tmp_path / "x", Part(1, 2)).others == (
+        "part 0 of 2 was begun in 1 pass, by its memory or its open files: all parts need the same",
+    )
+    with pytest.raises(VerificationError, match="and 2 different averages are in the making") as caught:
+        find_averages([tmp_path / "x"])
+    assert "; in 2 passes, by its memory or its open files, of 2 parts, 1 is made" in caught.value.fact
+    assert part_of(made, tmp_path / "x", Part(0, 2)).published
 
 
 def test_a_part_warns_of_the_others(tmp_path: Path, cli: Cli):

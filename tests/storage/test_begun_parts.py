@@ -16,7 +16,7 @@ from ema_cli.storage.names import StorePath
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
 from ema_cli.storage.store.contents import put_text
 
-ALIKE = {"numpy": "2.1.0", "checkpoints": "a" * 64, "weights": "b" * 64}
+ALIKE = {"numpy": "2.1.0", "checkpoints": "a" * 64, "weights": "b" * 64, "passes": "1 pass"}
 DIGESTS = "0123456789abcdef", "fedcba9876543210"
 _numbers = count()
 
@@ -115,6 +115,7 @@ def test_what_is_made_beside_it_is_another_matter(folder: Path):
         ({"numpy": "2.2.1"}, "with numpy 2.2.1"),
         ({"checkpoints": "c" * 64, "weights": "d" * 64}, "with other checkpoints"),
         ({"weights": "d" * 64}, "with other weights"),
+        ({"passes": "2 passes"}, "in 2 passes, by its memory or its open files"),
     ],
 )
 def test_parts_of_different_averages(folder: Path, alike: dict[str, str], words: str):
@@ -127,16 +128,16 @@ def test_parts_of_different_averages(folder: Path, alike: dict[str, str], words:
         f"{words}, of 2 parts, 1 is made, 0 is missing"
     )
     assert hint == "run all parts with the same checkpoints, options and versions; the last one publishes"
-    (said,) = others_at(folder / "x", own, told_in(folder / "x"))
+    (said,) = others_at(folder / "x", own)
     assert said == f"part 1 of 2 was begun {words}: all parts need the same"
 
 
 def test_parts_of_different_numbers(folder: Path):
     """Whoever is one of three says so to who comes as one of two."""
     own = begin(told_in(folder / "x"), "0/2")
-    assert others_at(folder / "x", own, told_in(folder / "x")) == []
+    assert others_at(folder / "x", own) == []
     begin(told_in(folder / "x"), "1/3")
-    (said,) = others_at(folder / "x", own, told_in(folder / "x"))
+    (said,) = others_at(folder / "x", own)
     assert said == "part 1 was begun as one of 3, this one of 2: all need one number"
 
 
