@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
+from threading import Lock
 
 from ema_cli.checkpoint import TensorSpec
 from ema_cli.dataclass import dataclass
@@ -25,6 +26,8 @@ _MAX_FRAMES = 64  # of the shapes and dtypes of a model's pieces
 _MAX_FRAME_BYTES = 1 << 14  # some 2,000 are usual
 _MAX_PICKLE_BYTES = 1 << 16  # of one tensor
 _CHECKSUM_BYTES = 4
+
+_lock = Lock()
 
 
 @dataclass(slots=True)
@@ -53,10 +56,19 @@ class RecordReader:
         tensors = replace(saved.tensors({name: saved.root}), source=region)
         frame = Frame.of(watched, tensors)
         if frame is not None:
+            self._remember(region.size, frame)
+        return tensors
+
+    def _remember(self, size: int, frame: Frame) -> None:
+        """Keep a frame of records of this size, once: several threads may have parsed it at the same time."""
+        with _lock:
+            known = self._known.get(size, _NONE).all
+            if frame in known:
+                return
             if sum(len(frames.all) for frames in self._known.values()) >= _MAX_FRAMES:
                 self._known.clear()
-            self._known[region.size] = _Frames.of([*self._known.get(region.size, _NONE).all, frame])
-        return tensors
+                known = ()
+            self._known[size] = _Frames.of([*known, frame])
 
     def recognise(self, file: ByteSource, places: Sequence[tuple[int, int]]) -> list[Frame | None]:
         """Return the frame of each record, None where it has none of those that are known.

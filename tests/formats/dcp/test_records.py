@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -111,6 +113,44 @@ def test_few_frames_are_remembered(tmp_path: Path) -> None:
     commented[-2:] = (40_000).to_bytes(2, "little")
     assert outcome(reader, region(tmp_path, bytes(commented) + b"-" * 40_000))[1] == torch.ones(2).numpy().tobytes()
     assert remembered() <= before
+
+
+def test_threads_that_parse_one_kind_of_record_at_once_leave_one_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four threads that each parsed a record of one kind before any of them remembered it keep its frame once."""
+    all_parse, open_zip = Barrier(4), records.open_zip
+
+    def opened_together(*args: Any) -> Any:
+        all_parse.wait(timeout=60)
+        return open_zip(*args)
+
+    monkeypatch.setattr(records, "open_zip", opened_together)
+    reader, shard = RecordReader(), region(tmp_path, record_of(torch.ones(3, 4)))
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: outcome(reader, shard), range(4)))) == 1
+    assert [len(frames.all) for frames in reader._known.values()] == [1]
+
+
+def test_a_frame_is_remembered_while_others_are_counted(tmp_path: Path) -> None:
+    """Where another thread meets a new kind of record while the known frames are counted, both are remembered."""
+    shards = [region(tmp_path, record_of(torch.ones(count)), f"shard-{count}") for count in (10, 100, 1000)]
+    others = list[Thread]()
+
+    class Known(dict[int, Any]):
+        def values(self) -> Any:
+            for frames in super().values():
+                if not others:
+                    others.append(Thread(target=outcome, args=(reader, shards[2])))
+                    others[0].start()
+                    others[0].join(timeout=0.1)  # it waits for its turn
+                yield frames
+
+    reader = RecordReader(Known())
+    for shard in shards[:2]:
+        assert not isinstance(outcome(reader, shard), str)
+    others[0].join()
+    assert len(list(reader._known)) == 3
 
 
 def test_records_of_a_file_are_recognised_together(tmp_path: Path) -> None:
