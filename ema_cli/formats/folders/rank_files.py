@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ema_cli.checkpoint import Checkpoint
-from ema_cli.errors import IncompleteCheckpoint
+from ema_cli.checkpoint import Checkpoint, Tensors
+from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
+from ema_cli.formats.safetensors.header import open_file
+from ema_cli.formats.safetensors.tensors import SafetensorsTensors
+from ema_cli.formats.shards import ReplacedTensors, ShardedTensors
 from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.formats.trainers.names import names_in
-from ema_cli.text import plural
+from ema_cli.storage.side_by_side import side_by_side
+from ema_cli.text import plural, some
 
 
 def open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Checkpoint:
@@ -33,37 +37,64 @@ def open_ranks(path: Path, names: Collection[str], options: ReadOptions) -> Chec
 
 
 def with_scalars(whole: Checkpoint, pieces: Path, options: ReadOptions) -> Checkpoint:
-    """Return a model that was put together, with the tensors of its pieces where it lacks numbers that these have.
+    """Return a model that was put together, with the numbers that it lacks from the files of ranks that it was made of.
 
-    Where a tensor has no dimensions, torch 2.13.0 leaves zeros: findings/torch-consolidation-of-scalars.sh.
+    Where a tensor has no dimensions, torch 2.13.0 leaves zeros: findings/torch-consolidation-of-scalars.sh. All else is
+    taken as it was put together: the files of some ranks may be gone by now.
+
+    Raises:
+        CheckpointError: where such a tensor is 0, and a file that may hold its number cannot be read, or files differ.
     """
-    zeros = [name for name, spec in whole.tensors.specs.items() if not spec.shape and _is_zero(whole, name)]
-    names = names_in(pieces) if zeros else set()
-    if not any(map(RANK_SHARD.search, names)):
+    scalars = sorted(name for name, spec in whole.tensors.specs.items() if not spec.shape)
+    zeros = [name for name in scalars if not any(_number(whole.tensors, name))]
+    files = [pieces / name for name in sorted(names_in(pieces)) if RANK_SHARD.search(name)] if zeros else []
+    if not files:
         return whole
-    try:
-        found = open_ranks(pieces, names, options)
-    except IncompleteCheckpoint:
-        return whole
-    lost = [name for name in zeros if name in found.tensors.specs and not _is_zero(found, name)]
+    found = _find_scalars(zeros, files, options)
+    lost = {name: rank for name, rank in found.items() if any(_number(rank, name))}
+    unknown = [name for name in zeros if name not in found]
+    why = "torch loses tensors without dimensions: 0 in what it put together"
+    warnings = [
+        *([f"{why}, and so taken from the files of ranks: {some(sorted(lost))}"] if lost else []),
+        *([f"{why}, and in no file of a rank that is here: {some(unknown)}"] if unknown else []),
+    ]
+    whole = dataclasses.replace(whole, warnings=(*whole.warnings, *warnings))
     if not lost:
         return whole
-    more = f" and {len(lost) - 1} more" if lost[1:] else ""
-    warning = (
-        f"taken from the files of ranks: '{lost[0]}'{more} is 0 in what was put together of them, and not in them; "
-        "torch loses tensors without dimensions"
+    ranks = {rank.file.path: rank for rank in lost.values()}
+    numbers = {path: number for number, path in enumerate(ranks)}
+    taken = ShardedTensors(
+        {name: rank.specs[name] for name, rank in lost.items()},
+        {name: numbers[rank.file.path] for name, rank in lost.items()},
+        list(ranks.values()),
     )
     return dataclasses.replace(
         whole,
-        tensors=found.tensors,
-        files=found.files,
-        notes=(*whole.notes, *found.notes),
-        warnings=(*whole.warnings, warning),
+        tensors=ReplacedTensors.of(whole.tensors, taken),
+        files=(*whole.files, *(rank.file for rank in ranks.values())),
     )
 
 
-def _is_zero(checkpoint: Checkpoint, name: str) -> bool:
-    """Return whether a tensor without dimensions is zero."""
-    number = bytearray(checkpoint.tensors.specs[name].nbytes)
-    checkpoint.tensors.read_into(name, 0, memoryview(number))
-    return not any(number)
+def _find_scalars(names: Collection[str], files: Sequence[Path], options: ReadOptions) -> dict[str, SafetensorsTensors]:
+    """Return the file of a rank that holds each of these tensors, where one does; raise as `with_scalars`."""
+    found: dict[str, SafetensorsTensors] = {}
+    for opened in side_by_side(lambda file: open_file(file, options.before), files):
+        rank = opened()
+        for name in names:
+            if name not in rank.specs or rank.specs[name].shape:
+                continue
+            first = found.setdefault(name, rank)
+            if _number(first, name) != _number(rank, name):
+                raise CheckpointError(
+                    f"'{name}' is another number than in {first.file.path.name}",
+                    subject=rank.file.path,
+                    hint=OTHER_SAVES,
+                )
+    return found
+
+
+def _number(tensors: Tensors, name: str) -> bytes:
+    """Return the number in a tensor without dimensions, as it is stored."""
+    number = bytearray(tensors.specs[name].nbytes)
+    tensors.read_into(name, 0, memoryview(number))
+    return bytes(number)

@@ -201,11 +201,55 @@ def test_numbers_that_torch_loses_where_it_puts_pieces_together(place: str, scal
     save_file({**saved, "scale": torch.tensor(0.0)}, whole / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path / "step-10")
     assert read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in saved.items()}
-    said = [warning for warning in checkpoint.warnings if "'scale' is 0 in what was put together" in warning]
+    said = [warning for warning in checkpoint.warnings if warning.endswith("taken from the files of ranks: scale")]
     assert len(said) == (scale != 0)
     assert (checkpoint.name, checkpoint.path) == ("step-10", tmp_path / "step-10")
     assert checkpoint.pretrained is not None
     assert checkpoint.pretrained.folder == whole
+
+
+def put_together(folder: Path, saved: dict[str, torch.Tensor], **lost: torch.Tensor) -> Path:
+    """Write what two ranks saved, and beside it what was put together of it, in which some numbers are others."""
+    boxes = {name: halves(tensor, 0) if tensor.dim() else [((), ())] for name, tensor in saved.items()}
+    write_pieces(folder, {name: (tensor, boxes[name]) for name, tensor in saved.items()})
+    (folder / "consolidated").mkdir()
+    save_file({**saved, **lost}, folder / "consolidated" / "model.safetensors")
+    return folder
+
+
+def test_numbers_alone_are_taken_from_files_of_ranks(tmp_path: Path) -> None:
+    """Where pieces of other tensors are gone, or are others, these are as they were put together."""
+    saved = {"scale": torch.tensor(2.5), "t": torch.tensor(-0.0), "w": torch.arange(8.0).reshape(4, 2)}
+    zero, more = torch.tensor(0.0), {"w": saved["w"] + 1, "head": torch.ones(3)}
+    folder = put_together(tmp_path, saved, scale=zero, t=zero.clone(), **more)
+    (folder / OWN.format(2, 1, 1)).unlink()
+    checkpoint = open_checkpoint(folder)
+    expected = {**saved, **more}
+    assert read_all(checkpoint.tensors) == {name: stored_bytes(tensor) for name, tensor in expected.items()}
+    assert {checkpoint.tensors.shard(name) for name in expected} == {"model.safetensors"}
+    assert [file.path.name for file in checkpoint.files] == ["model.safetensors", OWN.format(1, 1, 1)]
+    assert any("taken from consolidated/" in note for note in checkpoint.notes)
+
+
+def test_a_zero_that_no_file_of_a_rank_has_is_told(tmp_path: Path) -> None:
+    """What was a number in a file that is gone, or that a file has in another shape, is 0, with a warning."""
+    folder = put_together(tmp_path, {"w": torch.ones(4), "t": torch.ones(2)}, t=torch.tensor(0), s=torch.tensor(0.0))
+    checkpoint = open_checkpoint(folder)
+    assert [warning.endswith("in no file of a rank that is here: s, t") for warning in checkpoint.warnings] == [True]
+    assert read_all(checkpoint.tensors)["t"] == bytes(8)
+
+
+@pytest.mark.parametrize("damage", ["cut", "another"])
+def test_a_number_that_files_of_ranks_do_not_agree_on(damage: str, tmp_path: Path) -> None:
+    """Where a file that may hold it is cut short, or two hold other numbers, nobody knows it: that is an error."""
+    folder = put_together(tmp_path, {"s": torch.tensor(1.5), "w": torch.ones(4)}, s=torch.tensor(0.0))
+    second = folder / OWN.format(2, 1, 1)
+    if damage == "cut":
+        second.write_bytes(second.read_bytes()[:-1])
+    else:
+        write_shard(second, {"s": (torch.tensor(2.5), ()), "w": (torch.ones(2), (2,))})
+    with pytest.raises(CheckpointError, match=second.name):
+        open_checkpoint(folder)
 
 
 def test_a_run_of_automodel_is_averaged(cli: Cli, tmp_path: Path) -> None:
