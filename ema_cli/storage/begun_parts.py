@@ -22,7 +22,8 @@ PASSES = "passes"
 _NOTE = re.compile(r"part-([0-9]{1,6})-of-([0-9]{1,6})\.json")
 _RECORD = re.compile(r"[0-9]{5,}\.json")
 _MOST_BYTES = 16 << 20
-_NO_NOTE = (ValueError, TypeError, AttributeError, KeyError, RecursionError)  # what is there is not whole, or no note
+# What is there is not whole, or no note: 1e999 is infinity in Python's JSON.
+_NO_NOTE = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +190,18 @@ def _count_records(folder: Path) -> int:
 
 def _parts_in(folder: Path) -> Iterable[_Begun]:
     done: dict[str, Collection[str]] = {}
-    for numbers in filter(None, map(_NOTE.fullmatch, _names(folder))):
+    for name in filter(None, map(_NOTE.fullmatch, _names(folder))):
         with suppress(CheckpointError, *_NO_NOTE):
-            said = json.loads(read_small_file(folder / numbers[0], _MOST_BYTES))
+            number, of = int(name[1]), int(name[2])
+            if number >= of:
+                continue  # no part has such numbers
+            said = json.loads(read_small_file(folder / name[0], _MOST_BYTES))
             tasks = {str(inner): [int(task) for task in own] for inner, own in said["tasks"].items()}
             alike = {str(name): str(value) for name, value in said["alike"].items()}
             for inner in tasks:
                 done.setdefault(inner, frozenset(_names(folder / Path(inner).name)))
             count = sum(record_name(task) in done[inner] for inner, own in tasks.items() for task in own)
-            yield _Begun(BegunPart(int(numbers[1]), int(numbers[2]), str(said["target"]), tasks, alike), count)
+            yield _Begun(BegunPart(number, of, str(said["target"]), tasks, alike), count)
 
 
 def _names(folder: Path) -> list[str]:

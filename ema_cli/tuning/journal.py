@@ -120,7 +120,7 @@ def _result(row: Any, path: Path) -> Result:
         as_text(result.name, "name")
         for value in result.values:
             as_metric(value)
-    except (KeyError, TypeError, ValueError, UsageError, EvaluationFailed) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, UsageError, EvaluationFailed) as error:
         raise _no_journal(path) from error
     return result
 

@@ -88,7 +88,7 @@ class Journal:
                 bool(content["kept"]),
                 content["newest"],
             )
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"is no record of a watch: {error}",
                 subject=path,

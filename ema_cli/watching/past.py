@@ -64,7 +64,7 @@ class Past:
         """Read what `to_dict` returned.
 
         Raises:
-            ValueError, LookupError, TypeError, AttributeError: where it is nothing of the kind.
+            ArithmeticError, ValueError, LookupError, TypeError, AttributeError: where it is nothing of the kind.
         """
         clocks = {Unit(unit): Clock(Fraction(value), str(source)) for unit, (value, source) in row["clocks"].items()}
         trainer, skipped = row["trainer"], row.get("skipped")

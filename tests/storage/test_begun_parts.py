@@ -13,6 +13,7 @@ from ema_cli.storage.begun_parts import BegunPart, not_there_yet, others_at, rec
 from ema_cli.storage.location import look_anew
 from ema_cli.storage.named_paths import check_exists
 from ema_cli.storage.names import StorePath
+from ema_cli.storage.small_file import write_small_file
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
 from ema_cli.storage.store.contents import put_text
 
@@ -146,3 +147,23 @@ def test_a_note_that_is_too_long_is_not_read(folder: Path, monkeypatch: pytest.M
     begin(told_in(folder / "x"), "0/2", done=0)
     monkeypatch.setattr(begun_parts, "_MOST_BYTES", 10)
     assert said_of(folder / "x")[0] == "does not exist"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("part-1-of-2.json", '{"target": "x", "tasks": {"pass": [1e999]}, "alike": {}}'),
+        ("part-1-of-2.json", '{"target": "x", "tasks": {"pass": [null]}, "alike": {}}'),
+        ("part-1-of-2.json", '{"target": "x"}'),
+        ("part-1-of-2.json", "[]"),
+        ("part-1-of-2.json", "[" * 100_000),
+        ("part-7-of-3.json", '{"target": "x", "tasks": {}, "alike": {}}'),
+        ("part-0-of-0.json", '{"target": "x", "tasks": {}, "alike": {}}'),
+    ],
+)
+def test_what_is_no_note_is_passed_over(folder: Path, name: str, text: str):
+    """No part has such a name, or wrote such a text."""
+    begin(told_in(folder / "x"), "0/2")
+    write_small_file(told_in(folder / "x") / name, text)
+    look_anew([folder])
+    assert said_of(folder / "x")[0] == "is not there yet, but in the making: of 2 parts, 0 is made, 1 is missing"

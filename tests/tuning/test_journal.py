@@ -68,6 +68,7 @@ FIRST = '{"tune": 1, "command": "eval", "repeats": 2}\n'
         FIRST + '{"name": "1ba", "values": 1}\n',
         FIRST + '{"name": "1ba", "values": ["x"]}\n',
         FIRST + '{"name": "1ba", "values": [NaN]}\n',
+        FIRST + '{"name": "1ba", "values": [1' + 400 * "0" + "]}\n",
         FIRST + '{"name": ["1ba"], "values": [1]}\n',
     ],
 )

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli import Recipe, average, make_plan, open_run, watch
-from ema_cli.errors import EmaError, NonFiniteError, OutputError, RunError, UsageError
+from ema_cli.errors import CheckpointError, EmaError, NonFiniteError, OutputError, RunError, UsageError
 from ema_cli.manifest.manifest import read_manifest
 from ema_cli.manifest.sums import manifest_path
 from ema_cli.release.published import find_averages
 from ema_cli.release.verify import verify
 from ema_cli.runs.stored import open_stored
+from ema_cli.watching.journal import Journal
 from ema_cli.watching.telling import Entered, Listener
 from ema_cli.watching.watch import WaitingKeywords
 from tests.conftest import make_tensors, write_hf_run, write_torch_run
@@ -242,6 +243,17 @@ def test_a_moment_that_is_damaged_is_an_error_that_says_how_to_go_on(name: str, 
     assert raised.value.hint == f"move {moment} away to go on from an older moment, or from the beginning"
     moment.rename(tmp_path / "aside")
     assert watch(tmp_path / "run", tmp_path / "out", LAWS["half-life"], waiting=ONCE, force=True).folded == 4
+
+
+@pytest.mark.parametrize("value", ['"1/0"', "1e999"])
+def test_a_clock_that_is_no_number_is_damage_too(value: str, tmp_path: Path):
+    """In the record of a moment, which Python's JSON may take for infinity, and a fraction cannot hold."""
+    write_torch_run(tmp_path / "run", STEPS[:1])
+    watch(tmp_path / "run", tmp_path / "out", LAWS["half-life"], waiting=ONCE)
+    record = tmp_path / "out.watch" / "100ba" / "watch.json"
+    (tmp_path / "damaged.json").write_text(record.read_text().replace('["100"', f"[{value}", 1))
+    with pytest.raises(CheckpointError, match="is no record of a watch"):
+        Journal.read(tmp_path / "damaged.json")
 
 
 def test_other_laws_over_the_same_state_are_refused(tmp_path: Path):
