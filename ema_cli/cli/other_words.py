@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from ema_cli.errors import UsageError, option
@@ -39,14 +40,32 @@ def known_elsewhere(typed: str, options: set[str], hint: str) -> UsageError | No
         options: the options that the command has, as they are typed.
         hint: where the options are listed.
     """
-    fact = f"No such option: {typed}"
+    told = _what_to_say(typed, options, hint)
+    return None if told is None else UsageError(f"No such option: {typed}", hint=told)
+
+
+def with_one_dash(word: str, options: set[str], hint: str) -> UsageError | None:
+    """Return the error for an option with one dash too few, or one letter with a `=`; None for any other word.
+
+    typer reads such words by letters: `-force` as `-f -o rce`, `-overwrite` as `-o verwrite`, and `-o=x` as a file
+    that is called `=x`.
+    """
+    typed, sign, _ = word.partition("=")
+    if not re.match("-[^-].", word):
+        return None
+    if sign and typed in options:
+        return UsageError(f"No such option: {typed}=", hint=f"leave out the '=', or give the option in full; {hint}")
+    told = _what_to_say(f"-{typed}", options, hint)
+    return None if told is None else UsageError(f"No such option: {typed}", hint=told)
+
+
+def _what_to_say(typed: str, options: set[str], hint: str) -> str | None:
     dashed = typed.lower().replace("_", "-")
     if dashed in ("--device", "--cuda", "--gpu"):
-        return UsageError(fact, hint=_DEVICE)
+        return _DEVICE
     if dashed in _OF_ALL and "--restart-from" in options:
-        return UsageError(fact, hint="it needs checkpoints that are not there yet, or no more: leave it out")
+        return "it needs checkpoints that are not there yet, or no more: leave it out"
     name = dashed.removeprefix("--").replace("-", "_") if dashed in options else OPTIONS.get(dashed)
     if name is None or f"--{name.replace('_', '-')}" not in options:
         return None
-    value = "uniform" if dashed in _ALL_ALIKE else None
-    return UsageError(fact, hint=f"say {option(name, value)}; {hint}")
+    return f"say {option(name, 'uniform' if dashed in _ALL_ALIKE else None)}; {hint}"

@@ -6,7 +6,6 @@ that starts. Pages of help are drawn by `help_pages`, since typer's change from 
 
 from __future__ import annotations
 
-import re
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
@@ -79,15 +78,19 @@ class Command(TyperCommand):
         """Note which command it is, and split the words.
 
         Raises:
-            UsageError: for an option with one dash too few, which typer reads by letters: `-force` as `-f -o rce`.
+            UsageError: for a word that typer would read by letters, and nobody means so: see `with_one_dash`.
         """
         invocation = ctx.ensure_object(Invocation)
         invocation.command = self.name
         words = [] if ctx.resilient_parsing else args  # what is completed may be unfinished
-        for word in words[: words.index("--")] if "--" in words else words:
-            typed = word.partition("=")[0]
-            if re.match("-[^-].", typed) and any(f"-{typed}" in parameter.opts for parameter in self.get_params(ctx)):
-                raise UsageError(f"No such option: {typed}", hint=f"say -{typed}; {invocation.hint}")
+        words = words[: words.index("--")] if "--" in words else words
+        short = [word for word in words if word[:1] == "-" != word[1:2]]
+        if short:
+            from ema_cli.cli.other_words import with_one_dash
+
+            options = {spelling for parameter in self.get_params(ctx) for spelling in parameter.opts}
+            for problem in filter(None, (with_one_dash(word, options, invocation.hint) for word in short)):
+                raise problem
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -129,6 +129,10 @@ def test_usage_errors(cli: Cli, run: Path, tmp_path: Path, arguments: list[str],
         ("-half-life=5ba", "say --half-life"),
         ("-force", "say --force"),
         ("-output", "say --output"),
+        ("-overwrite", "say --force"),
+        ("-out=x", "say --output"),
+        ("-output_dir=x", "say --output"),
+        ("-halflife", "say --half-life"),
     ],
 )
 def test_an_option_of_another_tool_is_answered_with_ours(cli: Cli, typed: str, hint: str):
@@ -136,6 +140,15 @@ def test_an_option_of_another_tool_is_answered_with_ours(cli: Cli, typed: str, h
     done = cli("average", "ckpts", typed)
     assert done.code == 2
     assert done.err == f"error: No such option: {typed.partition('=')[0]}\nhint:  {hint}; see ema-cli average --help\n"
+
+
+def test_letters_that_mean_options_are_read_so(cli: Cli, run: Path, tmp_path: Path):
+    """Several in one word, or a value behind one, but no `=`: a file called `=x` is what nobody wants."""
+    assert cli("average", run, "--half-life", "100ba", f"-fqo{tmp_path / 'x=y'}").out == f"{tmp_path / 'x=y'}\n"
+    done = cli("average", run, "--half-life", "100ba", "-o=x")
+    hint = "leave out the '=', or give the option in full; see ema-cli average --help"
+    assert done.err == f"error: No such option: -o=\nhint:  {hint}\n"
+    assert cli("average", "--", "-out=x").err.startswith("error: one of --half-life,")
 
 
 def test_an_option_that_is_nearly_one_is_answered_with_it(cli: Cli):
