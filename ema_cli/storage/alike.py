@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import islice
+from os.path import commonprefix
 from pathlib import Path
 
 from ema_cli.errors import CheckpointError
@@ -24,15 +24,17 @@ def hint_at_alike(path: Path) -> str | None:
     for part in (path, *path.parents):
         if not part.name or (isinstance(part, StorePath) and not part.key):
             return None
-        names = list(islice(_names_in(part.parent), _MOST_NAMES))
+        names = list(_names_in(part.parent))
         if part.name in names:
             return None  # an empty folder
         if not part.name.strip():  # a space after the last slash
-            return f"did you mean {part.parent}?" if names else None
+            return f"did you mean {part.parent}?" if names and part.parent != Path() else None
         if names:
             from difflib import get_close_matches  # which few errors need
 
-            alike = get_close_matches(part.name, names, cutoff=_LEAST_LIKENESS)
+            # First those that begin alike: by letters, of which names are made.
+            names.sort(key=lambda name: (-len(commonprefix((name, part.name))), name))  # noqa: RUF071
+            alike = get_close_matches(part.name, names[:_MOST_NAMES], cutoff=_LEAST_LIKENESS)
             meant = [str(part.with_name(name) / path.relative_to(part)) for name in alike]
             return f"did you mean {' or '.join(meant)}?" if meant else None
     return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ema_cli.storage import alike
 from ema_cli.storage.names import StorePath
 from tests.conftest import Cli, write_torch_run
 from tests.storage.stores import obstore, put
@@ -88,6 +89,18 @@ def test_a_space_after_the_last_slash_is_hinted_at(cli: Cli, tmp_path: Path):
     write_torch_run(tmp_path / "demo", [100])
     assert cli("average", "demo/ ", *LAW).err == "error: demo/ : does not exist\nhint:  did you mean demo?\n"
     assert cli("average", "nowhere/ ", *LAW).err == "error: nowhere/ : does not exist\n"
+    assert cli("average", "demo", " ", *LAW).err == "error:  : does not exist\n", "a word too much"
+
+
+def test_of_many_names_those_are_compared_that_begin_alike(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever order the system lists them in; and what is there is not taken for mistyped."""
+    write_torch_run(tmp_path / "demo", range(100, 1100, 100))
+    monkeypatch.setattr(alike, "_MOST_NAMES", 1)
+    hint = "did you mean demo/step-700.pt?"
+    assert cli("average", "demo/step-700.tp", *LAW).err == f"error: demo/step-700.tp: does not exist\nhint:  {hint}\n"
+    for number in range(100, 1100, 100):
+        inside = f"demo/step-{number}.pt/x"
+        assert cli("average", inside, *LAW).err == f"error: {inside}: does not exist\n"
 
 
 def test_an_empty_folder_is_not_hinted_at_itself(cli: Cli, tmp_path: Path):
