@@ -19,6 +19,7 @@ from ema_cli.storage.output_stream import WRITE_ELSEWHERE
 from ema_cli.writing.layout import lay_out_output
 from ema_cli.writing.output_options import OutputOptions
 from ema_cli.writing.outputs import Output, output_specs
+from ema_cli.writing.replacing import check_folder_around
 from ema_cli.writing.target import Target, assign_targets
 
 _ROOM_FOR_STORE = "it is made in the folder for temporary files first: make room there, or let TMPDIR name another"
@@ -62,7 +63,9 @@ def prepare(
         refuse_damaged(plan)
         refuse_averaged(plan)
     job = replace(lay_out(plans, targets, options, manifest=manifest), force=force)
-    if not may_be_made:
+    if may_be_made:
+        check_folder_around(job.target.path)
+    else:
         _check_target(job)
     location(job.target.path.absolute().parent).check_writable()
     _check_room(job, may_be_made=may_be_made, goes_on=goes_on)

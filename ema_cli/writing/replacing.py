@@ -36,12 +36,22 @@ def check_target(target: Target, inputs: Sequence[InputFile], *, force: bool) ->
         raise OutputError(error.fact, subject=error.subject, hint=error.advice(mentioned) or WRITE_ELSEWHERE) from error
 
 
-def _check_surroundings(target: Target) -> None:
-    """Check that the folder around the target exists, and that files with the names of its sidecars are ours."""
-    path, parent = target.path, target.path.absolute().parent
+def check_folder_around(path: Path) -> None:
+    """Check that the folder exists in which a target lies.
+
+    Raises:
+        OutputError: where it does not.
+    """
+    parent = path.absolute().parent
     if not isinstance(path, StorePath) and not location(parent).info().is_folder:
         fact, hint = missing_folder(parent)
         raise OutputError(fact, subject=path, hint=hint or WRITE_ELSEWHERE)
+
+
+def _check_surroundings(target: Target) -> None:
+    """Check that the folder around the target exists, and that files with the names of its sidecars are ours."""
+    path = target.path
+    check_folder_around(path)
     for sidecar in () if target.is_folder else files_beside(path):
         if _look(sidecar).exists and not is_own_sidecar(sidecar, path.name):
             raise OutputError(

@@ -302,3 +302,12 @@ def test_the_command_line(tmp_path: Path, cli: Cli):
     assert (alone.code, "--part $JOB_COMPLETION_INDEX/8\n" in alone.err) == (2, True), "to be copied into a shell"
     both = cli(*arguments, "--part", "0/2", "--on", "processes=2")
     assert both.code == 2
+
+
+def test_a_folder_that_does_not_exist_is_named_as_without_parts(tmp_path: Path):
+    """It is missing, not closed to writers: and it can be made."""
+    made = plans(RUNS["one file"](tmp_path / "one file"), "200ba")
+    for part in (None, Part(0, 2)):
+        with pytest.raises(OutputError, match=r"the folder .* does not exist") as caught:
+            make(made, tmp_path / "nowhere" / "x.safetensors", part)
+        assert str(caught.value.hint).startswith("make it first: mkdir -p ")
