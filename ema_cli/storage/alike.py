@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from contextlib import suppress
 from os.path import commonprefix
 from pathlib import Path
 
-from ema_cli.errors import CheckpointError
-from ema_cli.storage.names import HUB, WEB, StorePath
+from ema_cli.storage.location import names_in
+from ema_cli.storage.names import StorePath
 
 _MOST_NAMES = 10_000  # that are compared: each takes some microseconds
 _LEAST_LIKENESS = 0.75  # `dem` and `demo` have 0.86, `step-100` and `step-200` 0.88
@@ -24,7 +21,7 @@ def hint_at_alike(path: Path) -> str | None:
     for part in (path, *path.parents):
         if not part.name or (isinstance(part, StorePath) and not part.key):
             return None
-        names = list(_names_in(part.parent))
+        names = names_in(part.parent)
         if part.name in names:
             return None  # an empty folder
         if not part.name.strip():  # a space after the last slash
@@ -38,24 +35,3 @@ def hint_at_alike(path: Path) -> str | None:
             meant = [str(part.with_name(name) / path.relative_to(part)) for name in alike]
             return f"did you mean {' or '.join(meant)}?" if meant else None
     return None
-
-
-def _names_in(folder: Path) -> Iterable[str]:
-    """Return the names in a folder; none where it does not exist or cannot be looked into."""
-    if isinstance(folder, StorePath):
-        return () if folder.scheme in (HUB, *WEB) else _names_in_store(folder)
-    with suppress(OSError):
-        return os.listdir(folder)
-    return ()
-
-
-def _names_in_store(folder: StorePath) -> Iterable[str]:
-    """Return the names in a folder of a store: of what lies deeper nothing is listed, which may be much."""
-    from ema_cli.storage.store.clients import client_of, obstore, store_errors
-    from ema_cli.storage.store.requests import listed
-
-    with suppress(CheckpointError), store_errors(folder, "cannot be looked into"):
-        here = listed(lambda: obstore().list_with_delimiter(client_of(folder), folder.key or None))
-        found = [*(meta["path"] for meta in here["objects"]), *here["common_prefixes"]]
-        return [name.rpartition("/")[2] for name in found]
-    return ()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing, option
-from ema_cli.storage.location import location, look_anew
+from ema_cli.storage.location import location, look_anew, names_in
 from ema_cli.storage.names import HUB, WEB, StorePath
 from ema_cli.storage.small_file import read_small_file, write_small_file
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
@@ -101,7 +101,7 @@ def not_there_yet(path: Path) -> tuple[str, str] | None:
     """
     if isinstance(path, StorePath) and path.scheme in (HUB, *WEB):
         return None  # nothing is written there
-    places = [path] if _names(path.parent) else [path, path.parent]
+    places = [path] if names_in(path.parent) else [path, path.parent]
     for place in places:
         begun = _begun_at(place) if place.name else []
         if begun:
@@ -169,7 +169,7 @@ def _begun_at(place: Path) -> list[list[_Begun]]:
 
 def _told_at(place: Path) -> list[Path]:
     """Return the folders in which those tell of themselves who make something at a place, or beside it on a disk."""
-    names, around = sorted(_names(place.parent)), place.parent
+    names, around = sorted(names_in(place.parent)), place.parent
     if isinstance(place, StorePath):
         return [around / name for name in names if name.startswith(f".{place.name}{SHARED_PREFIX}")]
     return [around / name / TASKS for name in names if name.startswith(SHARED_PREFIX)]

@@ -11,14 +11,14 @@ import fnmatch
 import os
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ema_cli.errors import CheckpointError
 from ema_cli.storage.info import Entry, Info
 from ema_cli.storage.local_place import LocalPlace
-from ema_cli.storage.names import StorePath, as_path
+from ema_cli.storage.names import HUB, WEB, StorePath, as_path
 from ema_cli.storage.source import InputFile
 
 if TYPE_CHECKING:
@@ -162,6 +162,21 @@ def open_for_others(path: Path) -> InputFile:
     from ema_cli.storage.store.object_file import ObjectReadByOthers  # which only those need who read from a store
 
     return ObjectReadByOthers.of(path)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, in no order; none where it does not exist, or cannot be looked into.
+
+    Of a folder in a store nothing is listed that lies deeper, which may be much; of the Hub's and of servers' nothing.
+    """
+    with suppress(CheckpointError):
+        if not isinstance(folder, StorePath):
+            return location(folder).names()
+        if folder.scheme not in (HUB, *WEB):
+            from ema_cli.storage.store.listing import listing_of  # which only those need who look into a store
+
+            return listing_of(folder).names(folder)
+    return []
 
 
 def look_anew(paths: Iterable[Path]) -> None:

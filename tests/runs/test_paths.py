@@ -121,9 +121,11 @@ def test_no_hint_takes_more_than_a_listing_of_the_folder_around(cli: Cli, monkey
             raise obstore.exceptions.GenericError("no")
         return real(client, prefix)
 
+    whole, real_list = list[str](), obstore.list
     monkeypatch.setattr(obstore, "list_with_delimiter", noted)
+    monkeypatch.setattr(obstore, "list", lambda client, key, **how: whole.append(key) or real_list(client, key, **how))
     assert "did you mean" in cli("inspect", bucket / "dem", *LAW).err
-    assert asked == ["runs"]
+    assert (asked, whole) == (["runs"], ["runs/dem"])
     assert cli("inspect", bucket / "dem", *LAW).err == f"error: {bucket / 'dem'}: does not exist\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
+import obstore
 import pytest
 
 from ema_cli.errors import UsageError
@@ -140,6 +141,19 @@ def test_parts_of_different_numbers(folder: Path):
     begin(told_in(folder / "x"), "1/3")
     (said,) = others_at(folder / "x", own)
     assert said == "part 1 was begun as one of 3, this one of 2: all need one number"
+
+
+def test_of_what_lies_beside_a_place_nothing_is_listed_that_lies_deeper(monkeypatch: pytest.MonkeyPatch):
+    """In a bucket it may be all that somebody has; a part that ends looks there, too."""
+    folder, listed = StorePath(f"memory://begun-{next(_numbers)}/models"), list[str]()
+    put_text(folder / "other" / "a", "")
+    own = begin(told_in(folder / "x"), "0/2")
+    real = obstore.list
+    monkeypatch.setattr(obstore, "list", lambda client, key=None, **how: listed.append(key) or real(client, key, **how))
+    assert said_of(folder / "x")[0].startswith("is not there yet")
+    look_anew([folder])
+    assert others_at(folder / "x", own) == []
+    assert folder.key not in listed
 
 
 def test_a_note_that_is_too_long_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch):

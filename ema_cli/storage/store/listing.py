@@ -105,11 +105,21 @@ class Listing:
             if key not in self._folders and path.scheme == HUB:
                 self._list_hub(path)
             if key not in self._folders:
-                with store_errors(path, "cannot be looked into"):
-                    here = listed(lambda: obstore().list_with_delimiter(client_of(path), key or None))
-                names = {_last(meta["path"]): StoredObject.of(meta) for meta in here["objects"]}
-                self._folders[key] = {**names, **dict.fromkeys(map(_last, here["common_prefixes"]), FOLDER)}
+                self._folders[key] = _level(path)
             return self._folders[key]
+
+    def names(self, path: StorePath) -> list[str]:
+        """Return the names in a folder; none where there is no such folder. Nothing is listed that lies deeper.
+
+        Raises:
+            Unreadable: where the store does not list it.
+        """
+        key = path.key
+        with self._lock:
+            names = self._folders[key] if key in self._folders else _level(path)
+            if names:  # else it is no folder
+                self._folders[key] = names
+            return list(names)
 
     def below(self, path: StorePath) -> dict[StorePath, StoredObject]:
         """Return the objects at an address and below it, at any depth; none where nothing is there.
@@ -208,6 +218,14 @@ class Listing:
             self._folders.update(folders)
             self._whole.add(path.key)
         return FOLDER
+
+
+def _level(path: StorePath) -> dict[str, StoredObject | None]:
+    """Return what lies in a folder, by name: of what lies deeper nothing is listed, which may be much."""
+    with store_errors(path, "cannot be looked into"):
+        here = listed(lambda: obstore().list_with_delimiter(client_of(path), path.key or None))
+    names = {_last(meta["path"]): StoredObject.of(meta) for meta in here["objects"]}
+    return {**names, **dict.fromkeys(map(_last, here["common_prefixes"]), FOLDER)}
 
 
 def _tree(path: StorePath) -> dict[str, dict[str, StoredObject | None]] | None:
