@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Tensors
-from ema_cli.errors import OTHER_SAVES, CheckpointError, IncompleteCheckpoint
+from ema_cli.errors import OTHER_SAVES, CheckpointError, EmaError, IncompleteCheckpoint
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.safetensors import file as safetensors_file
 from ema_cli.formats.safetensors.header import open_file
@@ -75,11 +75,16 @@ def with_scalars(whole: Checkpoint, pieces: Path, options: ReadOptions) -> Check
     )
 
 
-def _find_scalars(names: Collection[str], files: Sequence[Path], options: ReadOptions) -> dict[str, SafetensorsTensors]:
+def _find_scalars(names: Sequence[str], files: Sequence[Path], options: ReadOptions) -> dict[str, SafetensorsTensors]:
     """Return the file of a rank that holds each of these tensors, where one does; raise as `with_scalars`."""
     found: dict[str, SafetensorsTensors] = {}
     for opened in side_by_side(lambda file: open_file(file, options.before), files):
-        rank = opened()
+        try:
+            rank = opened()
+        except EmaError as error:
+            fact = f"{error.fact}; it may hold '{names[0]}', which is 0 in what was put together"
+            hint = error.hint or "bring it back as it was saved, or, where 0 is right, move the files of ranks away"
+            raise type(error)(fact, subject=error.subject, hint=hint) from error
         for name in names:
             if name not in rank.specs or rank.specs[name].shape:
                 continue

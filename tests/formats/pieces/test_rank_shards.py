@@ -239,17 +239,21 @@ def test_a_zero_that_no_file_of_a_rank_has_is_told(tmp_path: Path) -> None:
     assert read_all(checkpoint.tensors)["t"] == bytes(8)
 
 
-@pytest.mark.parametrize("damage", ["cut", "another"])
+@pytest.mark.parametrize("damage", ["cut", "header", "another"])
 def test_a_number_that_files_of_ranks_do_not_agree_on(damage: str, tmp_path: Path) -> None:
-    """Where a file that may hold it is cut short, or two hold other numbers, nobody knows it: that is an error."""
+    """Where a file that may hold it cannot be read, or two hold other numbers, nobody knows it: that is an error."""
     folder = put_together(tmp_path, {"s": torch.tensor(1.5), "w": torch.ones(4)}, s=torch.tensor(0.0))
     second = folder / OWN.format(2, 1, 1)
     if damage == "cut":
         second.write_bytes(second.read_bytes()[:-1])
+    elif damage == "header":
+        second.write_bytes(b"no header of safetensors")
     else:
         write_shard(second, {"s": (torch.tensor(2.5), ()), "w": (torch.ones(2), (2,))})
-    with pytest.raises(CheckpointError, match=second.name):
+    with pytest.raises(CheckpointError, match=second.name) as caught:
         open_checkpoint(folder)
+    assert caught.value.hint
+    assert ("may hold 's', which is 0" in caught.value.fact) == (damage == "header")
 
 
 def test_a_run_of_automodel_is_averaged(cli: Cli, tmp_path: Path) -> None:
