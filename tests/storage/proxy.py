@@ -18,7 +18,7 @@ _STALL_SECONDS = 60
 class Request:
     """One request: its number from 0, its method, the path with its query, and the range of bytes that it asks for.
 
-    `signed` says whether a header signs it, `pays` whether it says that who asks pays for it.
+    `signed` says whether a header or the address signs it, `pays` whether it says that who asks pays for it.
     """
 
     number: int
@@ -93,7 +93,8 @@ class _Handler(Handler):
 
     def _pass(self, proxy: Proxy) -> None:
         body = self.body()
-        wanted, signed = self.headers.get("Range", ""), "Authorization" in self.headers
+        wanted = self.headers.get("Range", "")
+        signed = "Authorization" in self.headers or "X-Amz-Signature=" in self.path
         pays = self.headers.get("x-amz-request-payer") == "requester"
         request = proxy.note(self.command, self.path, wanted, signed=signed, pays=pays)
         fault = self.fault = proxy.fault(request)
