@@ -90,6 +90,8 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
         fact = f"{unknown[0]} is no placeholder" if unknown else f"{misplaced} is not in the last part"
         raise UsageError(f"'{path}': {fact}", option="output", hint=_PATTERN_HINT)
     suffix = _SUFFIX.search(path.name)
+    if suffix is not None and suffix.start() == 0 and path.name.lower() not in _FILES and not like_input:
+        suffix = None  # a hidden folder
     if suffix is None:
         return Target(path, is_folder=True, is_dcp=is_dcp)
     if is_dcp:

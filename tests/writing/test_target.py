@@ -29,6 +29,9 @@ from tests.conftest import write_hf_run, write_torch_run
         ("ema-0.5ep", True),
         ("v1.0", True),
         ("x/", True),
+        (".averages", True),
+        (".averages.pt", False),
+        (".averages/v1.pt", False),
     ],
 )
 def test_the_suffix_says_what_is_written(path: str, is_folder: bool):
