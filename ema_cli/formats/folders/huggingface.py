@@ -94,10 +94,11 @@ def open_checkpoint(path: Path, options: ReadOptions) -> Checkpoint:
 def _open_consolidated(path: Path, names: set[str], options: ReadOptions) -> Checkpoint:
     """Open the model that was put together from the files of ranks beside it; raise as `open_checkpoint`."""
     whole = open_checkpoint(path / CONSOLIDATED, options)
-    whole = with_scalars(whole, path, options)
-    note = f"taken from {CONSOLIDATED}/, and not from the files of ranks beside it"
+    taken = with_scalars(whole, path, options)
+    what = "taken" if taken.tensors is whole.tensors else "all else taken"
+    note = f"{what} from {CONSOLIDATED}/, and not from the files of ranks beside it"
     trainer = _trainer(names) or whole.trainer
-    return dataclasses.replace(whole, name=path.name, path=path, trainer=trainer, notes=(*whole.notes, note))
+    return dataclasses.replace(taken, name=path.name, path=path, trainer=trainer, notes=(*taken.notes, note))
 
 
 def _open_own(path: Path, file_name: str, names: Collection[str], options: ReadOptions) -> Checkpoint:
