@@ -145,10 +145,13 @@ def as_path(word: str | Path) -> Path:
     """Return the name of the place that a user writes.
 
     Raises:
-        UsageError: for an address without a bucket, with a pattern for one, with a password, or with `..` in it.
+        UsageError: for an address without a bucket, with a pattern for one, with a password, or with `..` in it; and
+            for an empty word.
     """
     if isinstance(word, StorePath):
         return word
+    if word == "":  # for Python it is the working folder
+        raise UsageError("a path is empty", hint="if it is a variable of a shell, set that; the working folder is .")
     scheme = _ADDRESS.match(str(word))
     name = "" if scheme is None else scheme[1].lower()
     if scheme is None or name not in SCHEMES:

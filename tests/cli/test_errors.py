@@ -100,6 +100,9 @@ USAGE = [
     (["report", "x", "https://host/x.pt?sig=secret"], "Got unexpected extra argument(s) (https://host/x.pt)"),
     (["inspect", "ckpts", "--last", "https://me:secret@host"], "Invalid value for '--last': 'https://...@host"),
     (["no-such-command"], "No such command 'no-such-command'"),
+    (["average", "", "--half-life", "5ba", "-o", "x"], "a path is empty"),
+    (["average", "ckpts", "--half-life", "5ba", "-o", ""], "a path is empty"),
+    (["verify", ""], "a path is empty"),
 ]
 
 
