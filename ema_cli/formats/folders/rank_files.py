@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint, Tensors
@@ -15,6 +16,7 @@ from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.shards import ReplacedTensors, ShardedTensors
 from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.formats.trainers.names import names_in
+from ema_cli.storage.ranges import read_ranges
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.text import plural, some
 
@@ -45,18 +47,18 @@ def with_scalars(whole: Checkpoint, pieces: Path, options: ReadOptions) -> Check
     Raises:
         CheckpointError: where such a tensor is 0, and a file that may hold its number cannot be read, or files differ.
     """
-    scalars = sorted(name for name, spec in whole.tensors.specs.items() if not spec.shape)
-    zeros = [name for name in scalars if not any(_number(whole.tensors, name))]
+    scalars = [name for name, spec in whole.tensors.specs.items() if not spec.shape]
+    zeros = [name for name, number in _numbers(whole.tensors, scalars).items() if not any(number)]
     files = [pieces / name for name in sorted(names_in(pieces)) if RANK_SHARD.search(name)] if zeros else []
     if not files:
         return whole
     found = _find_scalars(zeros, files, options)
-    lost = {name: rank for name, rank in found.items() if any(_number(rank, name))}
+    lost = {name: rank for name, (rank, number) in found.items() if any(number)}
     unknown = [name for name in zeros if name not in found]
     why = "torch loses tensors without dimensions: 0 in what it put together"
     warnings = [
         *([f"{why}, and so taken from the files of ranks: {some(sorted(lost))}"] if lost else []),
-        *([f"{why}, and in no file of a rank that is here: {some(unknown)}"] if unknown else []),
+        *([f"{why}, and in no file of a rank that is here: {some(sorted(unknown))}"] if unknown else []),
     ]
     whole = dataclasses.replace(whole, warnings=(*whole.warnings, *warnings))
     if not lost:
@@ -75,9 +77,15 @@ def with_scalars(whole: Checkpoint, pieces: Path, options: ReadOptions) -> Check
     )
 
 
-def _find_scalars(names: Sequence[str], files: Sequence[Path], options: ReadOptions) -> dict[str, SafetensorsTensors]:
-    """Return the file of a rank that holds each of these tensors, where one does; raise as `with_scalars`."""
-    found: dict[str, SafetensorsTensors] = {}
+def _find_scalars(
+    names: Sequence[str], files: Sequence[Path], options: ReadOptions
+) -> dict[str, tuple[SafetensorsTensors, bytes]]:
+    """Return the file of a rank that holds each of these tensors, where one does, and its number there.
+
+    Raises:
+        CheckpointError: as `with_scalars`.
+    """
+    found: dict[str, tuple[SafetensorsTensors, bytes]] = {}
     for opened in side_by_side(lambda file: open_file(file, options.before), files):
         try:
             rank = opened()
@@ -85,11 +93,10 @@ def _find_scalars(names: Sequence[str], files: Sequence[Path], options: ReadOpti
             fact = f"{error.fact}; it may hold '{names[0]}', which is 0 in what was put together"
             hint = error.hint or "bring it back as it was saved, or, where 0 is right, move the files of ranks away"
             raise type(error)(fact, subject=error.subject, hint=hint) from error
-        for name in names:
-            if name not in rank.specs or rank.specs[name].shape:
-                continue
-            first = found.setdefault(name, rank)
-            if _number(first, name) != _number(rank, name):
+        held = [name for name in names if name in rank.specs and not rank.specs[name].shape]
+        for name, number in _numbers(rank, held).items():
+            first, before = found.setdefault(name, (rank, number))
+            if number != before:
                 raise CheckpointError(
                     f"'{name}' is another number than in {first.file.path.name}",
                     subject=rank.file.path,
@@ -98,8 +105,15 @@ def _find_scalars(names: Sequence[str], files: Sequence[Path], options: ReadOpti
     return found
 
 
-def _number(tensors: Tensors, name: str) -> bytes:
-    """Return the number in a tensor without dimensions, as it is stored."""
-    number = bytearray(tensors.specs[name].nbytes)
-    tensors.read_into(name, 0, memoryview(number))
-    return bytes(number)
+def _numbers(tensors: Tensors, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the numbers in tensors without dimensions, as they are stored. In a store all are asked for at once."""
+    sizes = [tensors.specs[name].nbytes for name in names]
+    out = memoryview(bytearray(sum(sizes)))
+    parts = [out[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]
+    runs = [tensors.runs(name, 0, size) for name, size in zip(names, sizes, strict=True)]
+    if None in runs:
+        for name, part in zip(names, parts, strict=True):
+            tensors.read_into(name, 0, part)
+    else:
+        read_ranges([run for own in runs for run in own or ()], out)
+    return dict(zip(names, map(bytes, parts), strict=True))
