@@ -66,7 +66,7 @@ def parse_target(path: str | Path, *, like_input: bool = False) -> Target:
     check_path_kinds(output=path)
     check_flags(like_input=like_input)
     is_dcp = str(path).startswith(_DCP)
-    path = as_path(str(path).removeprefix(_DCP) if is_dcp else path)
+    path = as_path((str(path).removeprefix(_DCP) if is_dcp else path) or ".")
     check_no_address(path)
     if isinstance(path, StorePath) and path.scheme == HUB:
         raise UsageError(
