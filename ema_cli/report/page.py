@@ -6,6 +6,7 @@ Names come from untrusted files: all of them pass through `text`. Equal reports 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -43,6 +44,7 @@ _RECIPE_WORDS = {
 }  # fmt: skip
 _NOT_SHOWN = ("law", "folder")
 _MOST_CHARS = 12  # of a name in a chart: its end, where a number is
+_ENDING = re.compile(r"(?<=.)\.[A-Za-z]\w*$")  # as .safetensors, which all share, and is as long
 
 
 def make_page(name: str, manifest: Manifest, distances: Distances | None) -> str:
@@ -279,7 +281,7 @@ def _times(inputs: Sequence[InputRow]) -> list[Time]:
 
 def _clock(checkpoint: InputRow) -> str:
     """Return the clock of a checkpoint for a chart; where it has none, its name."""
-    clock, name = shown_clock(checkpoint), checkpoint["name"]
+    clock, name = shown_clock(checkpoint), _ENDING.sub("", checkpoint["name"])
     shortened = name if len(name) <= _MOST_CHARS else f"...{name[-_MOST_CHARS:]}"
     return _short(Time.parse(clock), digits=7) if clock else shortened
 

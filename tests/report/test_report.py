@@ -441,3 +441,15 @@ def test_shades_cover_what_there_is():
     assert [charts.shade(value, [0.02, 0.5]) for value in (0.0, 0.02, 0.6, None, math.nan)] == [
         "s0", "s4", "s8", "none", "none",
     ]  # fmt: skip
+
+
+def test_the_name_in_a_chart_is_not_the_ending_that_all_have(cli: Cli, tmp_path: Path):
+    """Checkpoints without a clock have their names there, as much of them as fits: `.safetensors` is twelve letters."""
+    (tmp_path / "ckpts").mkdir()
+    for number, name in enumerate("abc"):
+        save_file({"w": torch.full((4,), float(number))}, tmp_path / "ckpts" / f"{name}.safetensors")
+    assert cli("average", "ckpts", "--profile", "uniform", "-o", "x.safetensors").code == 0
+    assert cli("report", "x.safetensors", "--against", "ckpts", "-o", "x.html").code == 0
+    text = (tmp_path / "x.html").read_text()
+    assert "distance from c<" in text
+    assert "....safetensors" not in text
