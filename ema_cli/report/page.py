@@ -107,7 +107,7 @@ def _tiles(manifest: Manifest, distances: Distances | None) -> str:
         tiles.append(("effective number", f"{float(manifest['effective_checkpoints']):.1f}"))
         age = recorded_age(manifest)
         tiles += [("mean age", text(_short(age)))] if age is not None else []
-    times = _times(inputs) if shown_clock(inputs[-1]) else []
+    times = _times(inputs)
     spacing = measure_spacing([time.value for time in times])
     if spacing is not None:
         gaps = f", {plural(len(spacing.gaps), 'gap')}" if spacing.gaps else ""
@@ -129,7 +129,7 @@ def _of_total(total: int, some_of_them: int) -> str:
 
 def _weights(manifest: Manifest) -> str:
     inputs = manifest["inputs"]
-    times = _times(inputs) if inputs and shown_clock(inputs[-1]) else []
+    times = _times(inputs)
     if len(times) < 2:  # one stem says nothing
         return ""
     clocks = [float(time.value) for time in times]
@@ -276,7 +276,8 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _times(inputs: Sequence[InputRow]) -> list[Time]:
-    return [Time.parse(row["clock"]) for row in inputs]
+    """Return the clocks of the checkpoints; none where these were only counted."""
+    return [Time.parse(row["clock"]) for row in inputs] if inputs and shown_clock(inputs[-1]) else []
 
 
 def _clock(checkpoint: InputRow) -> str:
