@@ -10,9 +10,9 @@ from pathlib import Path
 from ema_cli.engines.records import Done
 from ema_cli.engines.tasks import Task
 from ema_cli.engines.work import Work
-from ema_cli.errors import CheckpointError, OutputError
+from ema_cli.errors import OutputError
 from ema_cli.storage.lease import Watch
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.names import StorePath
 from ema_cli.storage.output_stream import output_errors
 from ema_cli.storage.staging.local import Staging
@@ -100,11 +100,8 @@ def telling(tasks: Path, task: Task, told: Callable[[int], None]) -> Iterator[Pr
 def bytes_so_far(ended: Sequence[Done], tasks: Path) -> int:
     """Return how many bytes were read: by tasks that are done, and by others as far as they tell."""
     running = 0
-    try:
-        names = [] if isinstance(tasks, StorePath) else location(tasks).names()
-    except CheckpointError:  # what is wrong with it the tasks will say
-        names = []
-    for name in names:
+    # What is wrong with the folder the tasks will say.
+    for name in () if isinstance(tasks, StorePath) else names_in(tasks):
         if name.endswith(_AT_SUFFIX):
             with suppress(OSError, ValueError):  # it has just ended, or is just being written
                 running += int((tasks / name).read_text())

@@ -25,10 +25,10 @@ from ema_cli.formats.shards import ReplacedTensors, ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.choice import AVERAGED_AGAIN, WITHOUT_EMA
 from ema_cli.formats.trainers.folders import AVERAGES_INSIDE
-from ema_cli.formats.trainers.names import averages_file, component_name, names_in, stem
+from ema_cli.formats.trainers.names import averages_file, component_name, stem
 from ema_cli.formats.trainers.prefixes import strip_prefixes
 from ema_cli.formats.trainers.sidecars import add_sidecar_clocks
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.store.header_cache import opening
 
 WHAT_IS_READ = (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ema_cli.errors import EmaError
 from ema_cli.formats.torch_save.file import open_torch
-from ema_cli.formats.trainers.names import OPTIMIZER_FILES, names_in
-from ema_cli.storage.location import location
+from ema_cli.formats.trainers.names import OPTIMIZER_FILES
+from ema_cli.storage.location import location, names_in
 
 
 def trained_schedule_free_beside(path: Path) -> bool | None:

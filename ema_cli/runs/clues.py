@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ema_cli.errors import CheckpointError
 from ema_cli.formats.trainers.folders import TRAINER_STATE
-from ema_cli.formats.trainers.names import name_clocks, names_in
+from ema_cli.formats.trainers.names import name_clocks
 from ema_cli.storage.info import Entry
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 
 _POINTER_BYTES = 4096
 _MAX_NAME_BYTES = 255

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import CheckpointError
-from ema_cli.formats.trainers.names import names_in
+from ema_cli.storage.location import names_in
 from ema_cli.text import plural
 
 _EXTERNAL_MARK = (

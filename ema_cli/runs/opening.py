@@ -11,7 +11,7 @@ from ema_cli.errors import EmaError, IncompleteCheckpoint, NoSuchWeights, NoWeig
 from ema_cli.formats import is_checkpoint_folder
 from ema_cli.formats.mark import is_of_training
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name, name_clocks, names_in
+from ema_cli.formats.trainers.names import IN_AVERAGES, averages_by_name, name_clocks
 from ema_cli.runs.called_averages import open_called, reopen, settle_begun, settle_called, settle_named, sort_absent
 from ema_cli.runs.empty_models import check_has_elements
 from ema_cli.runs.entering import drop_aliases, drop_unmarked, unmarked_error
@@ -20,7 +20,7 @@ from ema_cli.runs.options import OpenOptions
 from ema_cli.runs.passed_over import PassedOver
 from ema_cli.runs.search import Search
 from ema_cli.runs.unread import Sorted, Unread, exclude, no_checkpoint, sort_unread
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.names import common_folder, plain
 from ema_cli.storage.side_by_side import side_by_side
 

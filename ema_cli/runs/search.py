@@ -23,7 +23,6 @@ from ema_cli.formats.trainers.names import (
     is_unfinished_name,
     is_weights_name,
     name_clocks,
-    names_in,
 )
 from ema_cli.formats.trainers.part_names import is_called, parts_of
 from ema_cli.runs.beside import Beside, by_kind
@@ -31,7 +30,7 @@ from ema_cli.runs.clues import has_clock, has_clock_in, names_below, pointer
 from ema_cli.runs.members import component_of
 from ema_cli.runs.passed_over import PassedOver
 from ema_cli.storage.info import Entry, Identity
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.text import natural_key
 
 AS_ITS_NAME_SAYS = "averages, as its name says"

@@ -9,11 +9,11 @@ from ema_cli.checkpoint import Checkpoint
 from ema_cli.errors import EmaError, RunError, option
 from ema_cli.formats import open_checkpoint
 from ema_cli.formats.options import ReadOptions
-from ema_cli.formats.trainers.names import name_clocks, names_in, stem
+from ema_cli.formats.trainers.names import name_clocks, stem
 from ema_cli.formats.trainers.part_names import converter, is_called, parts_of
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.members import only_number
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.names import plain
 
 

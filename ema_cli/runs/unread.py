@@ -26,11 +26,12 @@ from ema_cli.errors import (
     option,
 )
 from ema_cli.formats import WHAT_IS_READ
-from ema_cli.formats.trainers.names import FOREIGN_SUFFIXES, WEIGHT_SUFFIXES, name_clocks, names_in, stem
+from ema_cli.formats.trainers.names import FOREIGN_SUFFIXES, WEIGHT_SUFFIXES, name_clocks, stem
 from ema_cli.law.time import Time, Unit
 from ema_cli.runs.beside import kind_of
 from ema_cli.runs.order import PREFERENCE
 from ema_cli.runs.passed_over import PassedOver
+from ema_cli.storage.location import names_in
 from ema_cli.text import natural_key, plural, some
 
 _DIGITS = re.compile(r"[0-9]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os.path import commonprefix
 from pathlib import Path
 
-from ema_cli.storage.location import names_in
+from ema_cli.storage.location import names_around
 from ema_cli.storage.names import StorePath
 
 _MOST_NAMES = 10_000  # that are compared: each takes some microseconds
@@ -21,7 +21,7 @@ def hint_at_alike(path: Path) -> str | None:
     for part in (path, *path.parents):
         if not part.name or (isinstance(part, StorePath) and not part.key):
             return None
-        names = names_in(part.parent)
+        names = names_around(part.parent)
         if part.name in names:
             return None  # an empty folder
         if not part.name.strip():  # a space after the last slash

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ema_cli.dataclass import dataclass
 from ema_cli.errors import CheckpointError, Missing, option
-from ema_cli.storage.location import location, look_anew, names_in
+from ema_cli.storage.location import location, look_anew, names_around, names_in
 from ema_cli.storage.names import HUB, WEB, StorePath
 from ema_cli.storage.small_file import read_small_file, write_small_file
 from ema_cli.storage.staging.local import SHARED_PREFIX, TASKS
@@ -101,7 +101,7 @@ def not_there_yet(path: Path) -> tuple[str, str] | None:
     """
     if isinstance(path, StorePath) and path.scheme in (HUB, *WEB):
         return None  # nothing is written there
-    places = [path] if names_in(path.parent) else [path, path.parent]
+    places = [path] if names_around(path.parent) else [path, path.parent]
     for place in places:
         begun = _begun_at(place) if place.name else []
         if begun:
@@ -120,7 +120,7 @@ def begun_inside(folder: Path) -> tuple[str, str] | None:
 
     Of several, the first.
     """
-    names = _names(folder)
+    names = names_in(folder)
     if not all(name.startswith(".") for name in names):
         return None
     begun = set[str]()
@@ -169,7 +169,7 @@ def _begun_at(place: Path) -> list[list[_Begun]]:
 
 def _told_at(place: Path) -> list[Path]:
     """Return the folders in which those tell of themselves who make something at a place, or beside it on a disk."""
-    names, around = sorted(names_in(place.parent)), place.parent
+    names, around = sorted(names_around(place.parent)), place.parent
     if isinstance(place, StorePath):
         return [around / name for name in names if name.startswith(f".{place.name}{SHARED_PREFIX}")]
     return [around / name / TASKS for name in names if name.startswith(SHARED_PREFIX)]
@@ -179,18 +179,18 @@ def _count_done(place: Path) -> int:
     """Return how many tasks are done of what is made at a place."""
     told = _told_at(place)
     if not isinstance(place, StorePath):
-        told = [folder for folder in told if place.name in _names(folder.parent)]
+        told = [folder for folder in told if place.name in names_in(folder.parent)]
     return sum(map(_count_records, told))
 
 
 def _count_records(folder: Path) -> int:
     """Return how many tasks are done, of all who tell of themselves in a folder."""
-    return sum(_RECORD.fullmatch(name) is not None for inner in _names(folder) for name in _names(folder / inner))
+    return sum(_RECORD.fullmatch(name) is not None for inner in names_in(folder) for name in names_in(folder / inner))
 
 
 def _parts_in(folder: Path) -> Iterable[_Begun]:
     done: dict[str, Collection[str]] = {}
-    for name in filter(None, map(_NOTE.fullmatch, _names(folder))):
+    for name in filter(None, map(_NOTE.fullmatch, names_in(folder))):
         with suppress(CheckpointError, *_NO_NOTE):
             number, of = int(name[1]), int(name[2])
             if number >= of:
@@ -199,16 +199,9 @@ def _parts_in(folder: Path) -> Iterable[_Begun]:
             tasks = {str(inner): [int(task) for task in own] for inner, own in said["tasks"].items()}
             alike = {str(name): str(value) for name, value in said["alike"].items()}
             for inner in tasks:
-                done.setdefault(inner, frozenset(_names(folder / Path(inner).name)))
+                done.setdefault(inner, frozenset(names_in(folder / Path(inner).name)))
             count = sum(record_name(task) in done[inner] for inner, own in tasks.items() for task in own)
             yield _Begun(BegunPart(number, of, str(said["target"]), tasks, alike), count)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return location(folder).names()
-    except CheckpointError:
-        return []
 
 
 def _by_count(parts: Iterable[_Begun]) -> list[tuple[int, list[_Begun]]]:

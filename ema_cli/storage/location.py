@@ -164,8 +164,16 @@ def open_for_others(path: Path) -> InputFile:
     return ObjectReadByOthers.of(path)
 
 
-def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder, in no order; none where it does not exist, or cannot be looked into.
+def names_in(folder: Path) -> set[str]:
+    """Return the names in a folder; none where there is no folder or it cannot be listed, which a search reports."""
+    try:
+        return set(location(folder).names())
+    except CheckpointError:
+        return set()
+
+
+def names_around(folder: Path) -> list[str]:
+    """Return the names in a folder around what a user names, in no order; none as for `names_in`.
 
     Of a folder in a store nothing is listed that lies deeper, which may be much; of the Hub's and of servers' nothing.
     """

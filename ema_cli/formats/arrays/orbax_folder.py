@@ -12,9 +12,8 @@ from ema_cli.formats.json_text import read_json
 from ema_cli.formats.options import ReadOptions, no_component_error, several_models_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save.file import from_torch
-from ema_cli.formats.trainers.names import names_in
 from ema_cli.law.time import Unit
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 
 FORMAT = "Orbax"
 TREE = "_METADATA"  # of an item: the tree of its arrays

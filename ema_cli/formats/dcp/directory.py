@@ -29,8 +29,7 @@ from ema_cli.formats.trainers.folders import (
     UNFINISHED_MARK,
 )
 from ema_cli.formats.trainers.latest import check_latest
-from ema_cli.formats.trainers.names import names_in
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.small_file import read_small_file
 
 _OLMO_AVERAGES = "OLMo-core's ModelMergeCallback saved it: a model without a trainer's state, called {name}"

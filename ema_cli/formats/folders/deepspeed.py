@@ -19,9 +19,8 @@ from ema_cli.formats.trainers.folders import (
     UNIVERSAL_WEIGHT,
 )
 from ema_cli.formats.trainers.latest import check_latest
-from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.zero.experts import MERGE_EXPERTS, has_automatic_experts, universal_hint
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.text import lazy_pattern
 
 _PIPELINE = lazy_pattern(r"^layer_\d+-model_\d+-model_states\.pt$|^layer_\d+-model_states\.pt$")

@@ -31,9 +31,9 @@ from ema_cli.formats.trainers.folders import (
     SHARDED,
     TRAINER_STATE,
 )
-from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES, averages_file, is_weights_name, names_in
+from ema_cli.formats.trainers.names import WEIGHT_SUFFIXES, averages_file, is_weights_name
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 
 _CONFIG = "config.json"
 _DIFFUSERS = "diffusion_pytorch_model"

@@ -16,8 +16,8 @@ from ema_cli.formats.beginning import names_shares
 from ema_cli.formats.options import ReadOptions, no_component_error, several_models_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.trainers.folders import ITEM_METADATA
-from ema_cli.formats.trainers.names import is_weights_name, names_in
-from ema_cli.storage.location import location
+from ema_cli.formats.trainers.names import is_weights_name
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.source import InputFile
 from ema_cli.text import lazy_pattern
 

@@ -15,9 +15,8 @@ from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.torch_save.file import open_torch
 from ema_cli.formats.trainers.folders import OLMO_STATE, OLMO_TRAIN
-from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.trainers.olmo import olmo_progress
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.storage.source import InputFile
 

@@ -23,15 +23,9 @@ from ema_cli.formats.samples import begin_alike
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.torch_save import file as torch_file
 from ema_cli.formats.trainers.latest import check_latest
-from ema_cli.formats.trainers.names import (
-    BATCH_STATISTICS,
-    is_unfinished_name,
-    is_weights_name,
-    name_clocks,
-    names_in,
-)
+from ema_cli.formats.trainers.names import BATCH_STATISTICS, is_unfinished_name, is_weights_name, name_clocks
 from ema_cli.formats.trainers.part_names import CUTTING, RANK_CONFIG, RANK_FILES, converter, is_called, parts_of
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.names import plain
 from ema_cli.storage.replicas import Replica, Replicas, differing_buffers
 from ema_cli.storage.side_by_side import side_by_side

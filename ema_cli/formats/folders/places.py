@@ -21,8 +21,8 @@ from ema_cli.formats.trainers.folders import (
     TRAINER_STATE,
     WEIGHTLESS,
 )
-from ema_cli.formats.trainers.names import is_weights_name, names_in
-from ema_cli.storage.location import location
+from ema_cli.formats.trainers.names import is_weights_name
+from ema_cli.storage.location import location, names_in
 
 _MAX_CONFIG_BYTES = 128 << 20
 _MAX_DEPTH = 4  # of a router in a router

@@ -15,7 +15,7 @@ from ema_cli.formats.safetensors.header import open_file
 from ema_cli.formats.safetensors.tensors import SafetensorsTensors
 from ema_cli.formats.shards import ReplacedTensors, ShardedTensors
 from ema_cli.formats.trainers.folders import RANK_SHARD
-from ema_cli.formats.trainers.names import names_in
+from ema_cli.storage.location import names_in
 from ema_cli.storage.ranges import read_ranges
 from ema_cli.storage.side_by_side import side_by_side
 from ema_cli.text import plural, some

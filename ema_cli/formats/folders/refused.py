@@ -11,7 +11,7 @@ from ema_cli.errors import CheckpointError
 from ema_cli.formats.beginning import first_bytes
 from ema_cli.formats.options import ReadOptions
 from ema_cli.formats.reader import Reader
-from ema_cli.formats.trainers.names import names_in
+from ema_cli.storage.location import names_in
 
 # safetensors.numpy writes an array that is not contiguous, such as a transposed one, with its numbers in wrong places.
 _FROM_JAX = (

@@ -17,10 +17,9 @@ from ema_cli.formats.options import ReadOptions, one_model_error
 from ema_cli.formats.reader import Reader
 from ema_cli.formats.shards import ShardedTensors
 from ema_cli.formats.trainers.folders import DEEPSPEED_TAG, TRAINER_STATE
-from ema_cli.formats.trainers.names import names_in
 from ema_cli.formats.trainers.prefixes import Renamed
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 
 _OWN = (TRAINER_STATE, "config.json")  # one of which makes a folder a checkpoint, and not a run of DeepSpeed's
 

@@ -20,15 +20,9 @@ from ema_cli.formats.reader import Reader
 from ema_cli.formats.shards import PlacedTensors, join_parts
 from ema_cli.formats.trainers.choice import AVERAGE_AGAIN, AVERAGED_AGAIN, WITHOUT_EMA
 from ema_cli.formats.trainers.folders import AVERAGES_BESIDE, SAME_MODEL, TRAINER_STATE
-from ema_cli.formats.trainers.names import (
-    AVERAGES_FOLDER,
-    is_unfinished_name,
-    is_weights_name,
-    name_clocks,
-    names_in,
-)
+from ema_cli.formats.trainers.names import AVERAGES_FOLDER, is_unfinished_name, is_weights_name, name_clocks
 from ema_cli.formats.trainers.trainer_state import read_trainer_state
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.source import InputFile
 
 

@@ -20,9 +20,9 @@ from ema_cli.formats.trainers.adapters import header_settings
 from ema_cli.formats.trainers.choice import averaged_model, choose, settle_averages
 from ema_cli.formats.trainers.folders import RANK_SHARD
 from ema_cli.formats.trainers.layout import NamedTensor, Selection, Sets
-from ema_cli.formats.trainers.names import may_hold_averages, names_in
+from ema_cli.formats.trainers.names import may_hold_averages
 from ema_cli.formats.trainers.prefixes import Renamed
-from ema_cli.storage.location import location
+from ema_cli.storage.location import location, names_in
 from ema_cli.storage.source import InputFile
 
 _LORA_KEY = "lora_adapter_metadata"

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from ema_cli.checkpoint import Clock, Progress
-from ema_cli.errors import CheckpointError
 from ema_cli.formats.trainers.folders import SHARD
 from ema_cli.law.time import Unit
 from ema_cli.storage.location import location
@@ -147,14 +146,6 @@ def component_name(name: str) -> str:
     for _, clock in _clocks_for(text):
         text = clock.sub("_", text)
     return _SEPARATORS.sub("_", _NUMBER.sub("", text)).strip("-_. =")
-
-
-def names_in(folder: Path) -> set[str]:
-    """Return the names in a folder; none where there is no folder or it cannot be listed, which a search reports."""
-    try:
-        return set(location(folder).names())
-    except CheckpointError:
-        return set()
 
 
 def averages_by_name(path: Path) -> str | None:
